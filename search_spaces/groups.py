@@ -1,0 +1,217 @@
+"""From labels to groups: which components are units, which units form one group, what stays and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autoprune.search_spaces.labels import Field, Labels, Solution, Ties
+from autoprune.search_spaces.tracer import Trace
+from autoprune.search_spaces.types import Frozen, Group, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Kept positions of every distinct field as a linear function of kept units: ``fixed + per_unit @ units``.
+
+    `index` finds a field's row by its atoms.
+    """
+
+    fixed: IntArray
+    per_unit: IntArray
+    index: dict[bytes, int]
+
+    def row(self, f: Field) -> int:
+        """Row of a field that was seen in the trace."""
+        return self.index[f.atoms.tobytes()]
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Groups in the order in which their first unit was made.
+
+    Attributes:
+        group_of: component -> group index, -1 where nothing can be cut.
+        unit_of: component -> unit index inside its group.
+        produced_dims: (parameter, dimension) whose positions make units: rows of a linear or convolution weight.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    group_of: IntArray
+    unit_of: IntArray
+    solution: Solution
+    produced_dims: frozenset[tuple[str, int]]
+
+    def atoms(self, index: int) -> IntArray:
+        """All atoms of one group."""
+        return np.flatnonzero(self.group_of[self.solution.component] == index)
+
+
+def make_levels(num_units: int, positions: int, align: int, max_levels: int) -> tuple[int, ...]:
+    """Allowed unit counts: multiples of a step, and all units.
+
+    The step makes channel counts multiples of `align` (a power of two), but leaves at least eight levels where there
+    are that many units, and at most `max_levels`. `positions`: channels per unit.
+    """
+    step = max(1, align // positions)
+    while step > 1 and num_units < 8 * step:
+        step //= 2
+    while num_units > max_levels * step:
+        step *= 2
+    return tuple(sorted({*range(step, num_units, step), num_units}))
+
+
+def collect_fields(traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> list[Field]:
+    """Each distinct field (by its atoms) of parameters, of ops and of storages, once."""
+    found: dict[bytes, Field] = {}
+    all_labels: list[Labels] = [*parameters.values()]
+    for trace in traces:
+        all_labels += [storage.labels for storage in trace.storages]
+        for op in trace.ops:
+            all_labels += [spec.labels for spec in op.outputs]
+            all_labels += [tuple(s for s in product if isinstance(s, Field)) for product in op.macs]
+    for labels in all_labels:
+        for f in labels:
+            found.setdefault(f.atoms.tobytes(), f)
+    return list(found.values())
+
+
+def make_groups(
+    ties: Ties,
+    solution: Solution,
+    parameters: Mapping[str, Labels],
+    fields: Sequence[Field],
+    *,
+    align: int,
+    max_levels: int,
+) -> Grouping:
+    """Units with the same signature form a group.
+
+    The signature of a unit is how often it occurs in each labelled dimension that the trace saw. It is compared as a
+    sum of random 64-bit numbers, one per dimension (Zobrist hashing), so that all units are handled at once.
+    """
+    component = solution.component
+    num = len(solution.pinned)
+    rng = np.random.default_rng(0)
+    signature = np.zeros(num, np.uint64)
+    for f in fields:
+        key = rng.integers(1, 2**63, dtype=np.uint64)
+        signature += np.bincount(component[f.atoms.ravel()], minlength=num).astype(np.uint64) * key
+
+    # first atom of every component, and the parameter dimension that owns it
+    _, first_atom = np.unique(component, return_index=True)
+    owners = _Owners(parameters)
+    prunable = solution.produced & ~solution.pinned
+    group_of = np.full(num, -1, np.int64)
+    unit_of = np.full(num, -1, np.int64)
+    groups: list[Group] = []
+    frozen: list[Frozen] = []
+    for components in _by_signature(signature, np.flatnonzero(solution.produced), first_atom):
+        producers = owners.producers(ties, component, components[0])
+        name = producers[0].rpartition(".")[0] or producers[0]
+        if not prunable[components[0]]:
+            pin = _first_pin(ties, component, components)
+            frozen.append(Frozen(name, len(components), pin.reason, pin.module, pin.op))
+        elif len(components) == 1:
+            frozen.append(Frozen(name, 1, "one unit only, all its channels are tied", name, ""))
+        else:
+            positions = owners.positions(component, components[0], producers[0])
+            group_of[components] = len(groups)
+            unit_of[components] = np.arange(len(components))
+            groups.append(
+                Group(
+                    name=_unique(name, [g.name for g in groups]),
+                    kind="channels",
+                    num_units=len(components),
+                    levels=make_levels(len(components), positions, align, max_levels),
+                    exact=not bool(solution.inexact[components].any()),
+                    producers=producers,
+                )
+            )
+    produced = np.zeros(ties.num_atoms, bool)
+    produced[ties.produced_atoms] = True
+    produced_dims = frozenset(
+        (name, f.dims[0]) for name, labels in parameters.items() for f in labels if produced[f.atoms].any()
+    )
+    return Grouping(tuple(groups), _merge(frozen), group_of, unit_of, solution, produced_dims)
+
+
+def count_fields(grouping: Grouping, fields: Sequence[Field]) -> Counts:
+    """Kept positions per field as a function of kept units; units of a group occur equally often, by signature."""
+    sizes = np.array([g.num_units for g in grouping.groups], np.int64)
+    fixed = np.zeros(len(fields), np.int64)
+    per_unit = np.zeros((len(fields), len(sizes)), np.int64)
+    for row, f in enumerate(fields):
+        group = grouping.group_of[grouping.solution.component[f.atoms.ravel()]]
+        positions = np.bincount(group[group >= 0], minlength=len(sizes))
+        fixed[row] = np.count_nonzero(group < 0)
+        per_unit[row] = positions // sizes
+        assert np.array_equal(per_unit[row] * sizes, positions)
+    return Counts(fixed, per_unit, {f.atoms.tobytes(): row for row, f in enumerate(fields)})
+
+
+class _Owners:
+    """Finds the parameter dimension of an atom; parameter atoms are consecutive."""
+
+    def __init__(self, parameters: Mapping[str, Labels]) -> None:
+        spans = [(int(f.atoms[0]), name, f.atoms) for name, labels in parameters.items() for f in labels]
+        spans.sort(key=lambda span: span[0])
+        self.starts = np.array([start for start, _, _ in spans])
+        self.names = [name for _, name, _ in spans]
+        self.atoms: dict[str, list[IntArray]] = {}
+        for _, name, atoms in spans:
+            self.atoms.setdefault(name, []).append(atoms)
+
+    def producers(self, ties: Ties, component: IntArray, of: int) -> tuple[str, ...]:
+        """Names of the parameters whose rows make the units of a component, in order of execution."""
+        produced = ties.produced_atoms
+        mine = produced[component[produced] == of]
+        spans = np.searchsorted(self.starts, np.unique(mine), side="right") - 1
+        return tuple(dict.fromkeys(self.names[i] for i in spans))
+
+    def positions(self, component: IntArray, of: int, name: str) -> int:
+        """How many rows of the parameter `name` one unit has."""
+        return max(int(np.count_nonzero(component[atoms] == of)) for atoms in self.atoms[name])
+
+
+def _by_signature(signature: NDArray[np.uint64], components: IntArray, first_atom: IntArray) -> list[IntArray]:
+    """Components split by signature; groups and units in the order of their first atom."""
+    ordered = components[np.argsort(first_atom[components], kind="stable")]
+    _, first, inverse = np.unique(signature[ordered], return_index=True, return_inverse=True)
+    split: list[IntArray] = [ordered[inverse == i] for i in np.argsort(first, kind="stable")]
+    return split
+
+
+def _first_pin(ties: Ties, component: IntArray, components: IntArray) -> _Reason:
+    wanted = np.zeros(component.max() + 1, bool)
+    wanted[components] = True
+    for pin in ties.pins:
+        if wanted[component[pin.atoms]].any():
+            return _Reason(pin.reason, pin.module, pin.op)
+    return _Reason("tied to positions that stay", "", "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reason:
+    reason: str
+    module: str
+    op: str
+
+
+def _unique(name: str, taken: Sequence[str]) -> str:
+    """A second group of the same layer gets a number: two pieces of one convolution, say."""
+    return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+
+
+def _merge(frozen: Sequence[Frozen]) -> tuple[Frozen, ...]:
+    """One entry per name and reason."""
+    merged: dict[tuple[str, str], Frozen] = {}
+    for f in frozen:
+        key = (f.name, f.reason)
+        known = merged.get(key)
+        merged[key] = Frozen(f.name, f.num_units + (known.num_units if known else 0), f.reason, f.module, f.op)
+    return tuple(merged.values())

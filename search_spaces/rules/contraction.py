@@ -1,0 +1,180 @@
+"""Convolutions, matrix products and look-ups: contracted dimensions unite, weight rows produce units.
+
+Shape letters: N batch, C channels, O output channels, g groups, M, K, P matrix sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoprune.search_spaces.labels import Field, Labels, field_at, without
+from autoprune.search_spaces.rules.registry import rule
+from autoprune.search_spaces.tracer import Tracer
+from autoprune.search_spaces.types import IntArray
+
+
+def _or_stays(atoms: IntArray | None, size: int) -> IntArray:
+    return np.zeros(size, np.int64) if atoms is None else atoms
+
+
+def _sized(tensor: Tensor, labels: Labels, dims: range | tuple[int, ...]) -> list[int | Field]:
+    """Sizes over `dims` as factors: fields where labelled, one int for the rest."""
+    fields = [f for f in labels if set(f.dims) & set(dims)]
+    covered = {d for f in fields for d in f.dims}
+    return [math.prod(tensor.shape[d] for d in dims if d not in covered), *fields]
+
+
+@rule("convolution", "_convolution")
+def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """y[n, o] = sum over c of w[o, c] * x[n, c]. Depthwise: input i and output i are one unit. Grouped: column j of
+    every group is one unit, so that groups stay equal.
+    """
+    x, weight, bias = args[:3]
+    transposed, groups = bool(args[6]), int(args[8])
+    ties = tracer.ties
+    spatial = range(2, x.dim())
+    x_labels = ties.pin_fields(tracer.labels(x), "a pruned dimension is convolved over", spatial)
+    w_labels = ties.pin_fields(tracer.labels(weight), "a kernel dimension", spatial)
+    in_dim, out_dim = (0, 1) if transposed else (1, 0)
+    x_atoms = _or_stays(ties.axis(x_labels, 1), x.shape[1])
+    channels, width = x.shape[1] // groups, out.shape[1] // groups
+    in_atoms = _or_stays(ties.axis(w_labels, in_dim), weight.shape[in_dim])
+    out_atoms = _or_stays(ties.axis(w_labels, out_dim), weight.shape[out_dim])
+    depthwise = groups > 1 and channels == 1
+    if depthwise:
+        if transposed:
+            ties.pin(out_atoms, "the multiplier of a depthwise convolution")
+        produced = np.repeat(in_atoms, width) if transposed else out_atoms
+        ties.unite(x_atoms[:, None], produced.reshape(groups, width), "a depthwise convolution of channels that stay")
+    elif groups == 1:
+        ties.unite(x_atoms, in_atoms, "the input channels always stay")
+        produced = out_atoms
+    else:
+        columns = x_atoms.reshape(groups, channels)
+        ties.unite(columns, columns[:1])
+        ties.unite(columns, in_atoms.reshape(-1, channels), "the input channels always stay")
+        if not transposed:
+            rows = out_atoms.reshape(groups, width)
+            ties.unite(rows, rows[:1])
+        produced = np.tile(out_atoms, groups) if transposed else out_atoms
+    if not depthwise:
+        ties.mark_produced(produced)
+    if bias is not None:
+        ties.unite(produced, _or_stays(ties.axis(tracer.labels(bias), 0), len(produced)))
+    batch = without(x_labels, (1,))
+    y = Field((1,), produced)
+    tracer.assign(out, (*batch, y) if produced.any() else batch)
+    pixels = x if transposed else out
+    tracer.count_macs(pixels.shape[0] * math.prod(pixels.shape[2:]), *_sized(weight, w_labels, range(weight.dim())))
+
+
+def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Labels:
+    """A [..., M, K] @ b [..., K, P] with equal leading (batch) dimensions; returns the labels of the output."""
+    ties = tracer.ties
+    a_labels, b_labels = tracer.labels(a), tracer.labels(b)
+    last = a.dim() - 1
+    fields: list[Field] = []
+    for dim in range(last - 1):  # batch dimensions come first: whole rows of a grid (heads) are the units
+        a_atoms, b_atoms = ties.axis(a_labels, dim), ties.axis(b_labels, dim)
+        a_labels, b_labels = _reduced(a_labels, dim, a_atoms), _reduced(b_labels, dim, b_atoms)
+        if a_atoms is not None or b_atoms is not None:
+            size = a.shape[dim]
+            ties.unite(_or_stays(a_atoms, size), _or_stays(b_atoms, size))
+            fields.append(Field((dim,), a_atoms if a_atoms is not None else _or_stays(b_atoms, size)))
+    ties.unite(
+        _or_stays(ties.axis(a_labels, last), a.shape[last]),
+        _or_stays(ties.axis(b_labels, last - 1), b.shape[last - 1]),
+        "a matrix product over positions that stay",
+    )
+    contracted = _sized(a, a_labels, (last,))
+    fields += without(a_labels, (last, *(d for f in fields for d in f.dims)))
+    columns = ties.axis(b_labels, last)
+    if columns is not None:
+        ties.mark_produced(columns)
+        fields.append(Field((last,), columns))
+    tracer.count_macs(*_sized(out, tuple(fields), range(out.dim())), *contracted)
+    return tuple(fields)
+
+
+def _reduced(labels: Labels, dim: int, atoms: IntArray | None) -> Labels:
+    return labels if atoms is None else (*without(labels, (dim,)), Field((dim,), atoms))
+
+
+@rule("mm", "bmm")
+def matrix_product(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Matrix product; batch dimensions unite."""
+    tracer.assign(out, _product(tracer, args[0], args[1], out))
+
+
+@rule("addmm", "baddbmm")
+def matrix_product_plus(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Matrix product plus a term that broadcasts over it (the bias)."""
+    labels = _product(tracer, args[1], args[2], out)
+    added, offset = args[0], out.dim() - args[0].dim()
+    for dim in range(out.dim()):
+        own = dim - offset
+        if own < 0 or added.shape[own] == 1:
+            continue
+        f = field_at(labels, dim)
+        bias = tracer.ties.axis(tracer.labels(added), own)
+        if f is not None or bias is not None:
+            size = out.shape[dim]
+            tracer.ties.unite(_or_stays(f.atoms if f else None, size), _or_stays(bias, size))
+    tracer.assign(out, labels)
+
+
+@rule("embedding")
+def embedding(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Rows of a table by index: the rows stay, the width is produced."""
+    table = args[0]
+    labels = tracer.ties.pin_fields(tracer.labels(table), "rows of an embedding", (0,))
+    width = tracer.ties.axis(labels, 1)
+    if width is not None:
+        tracer.ties.mark_produced(width)
+    tracer.assign(out, () if width is None else (Field((out.dim() - 1,), width),))
+
+
+_ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+@rule(*_ATTENTION)
+def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Q [N, H, L, D], k [N, H, S, D], v [N, H, S, E]: whole heads are the units; D unites in q and k."""
+    ties = tracer.ties
+    result: Tensor = out[0]
+    fields: list[Field] = []
+    query, key, value = (ties.pin_fields(tracer.labels(t), "positions of attention", (2,)) for t in args[:3])
+    for dim in (0, 1):
+        atoms = [ties.axis(labels, dim) for labels in (query, key, value)]
+        query, key, value = (_reduced(ls, dim, a) for ls, a in zip((query, key, value), atoms, strict=True))
+        if any(a is not None for a in atoms):
+            full = [_or_stays(a, args[0].shape[dim]) for a in atoms]
+            ties.unite(full[0], full[1])
+            ties.unite(full[0], full[2])
+            fields.append(Field((dim,), next(a for a in full if a.any())))
+    ties.unite(
+        _or_stays(ties.axis(query, 3), args[0].shape[3]), _or_stays(ties.axis(key, 3), args[1].shape[3]),
+        "an attention product over positions that stay",
+    )  # fmt: skip
+    width = ties.axis(value, 3)
+    if width is not None:
+        fields.append(Field((3,), width))
+    for tensor in out:
+        if isinstance(tensor, torch.Tensor):
+            tracer.assign(tensor, ())
+    tracer.assign(result, tuple(fields))
+    heads = _sized(result, tracer.labels(result), (1,))
+    pairs = result.shape[0] * args[0].shape[2] * args[1].shape[2]
+    tracer.count_macs(pairs, *heads, *_sized(args[0], query, (3,)))
+    tracer.count_macs(pairs, *heads, *_sized(args[2], value, (3,)))

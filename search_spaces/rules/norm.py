@@ -1,0 +1,130 @@
+"""Normalisations and reductions: statistics over labelled positions are allowed, and marked inexact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from autoprune.search_spaces.labels import Field, Labels, field_at, without
+from autoprune.search_spaces.rules.elementwise import pointwise, unite_operands
+from autoprune.search_spaces.rules.registry import argument, rule
+from autoprune.search_spaces.rules.shape import drop_axis
+from autoprune.search_spaces.tracer import Tracer
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update",
+)  # fmt: skip
+def batch_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Per channel: x [N, C, ...] unites with weight, bias and running statistics [C]."""
+    labels = _unite_channels(tracer, args[0], args[1:5])
+    tracer.assign(out[0], labels)
+    f = field_at(labels, 1)
+    for statistics in out[1:3]:
+        if f is not None and statistics.shape == (args[0].shape[1],):
+            tracer.assign(statistics, (Field((0,), f.atoms),))
+
+
+def _unite_channels(tracer: Tracer, x: Tensor, per_channel: tuple[Any, ...]) -> Labels:
+    labels = tracer.ties.reduce_to(tracer.labels(x), 1)
+    f = field_at(labels, 1)
+    atoms = f.atoms if f else np.zeros(x.shape[1], np.int64)
+    for tensor in per_channel:
+        if isinstance(tensor, Tensor):
+            other = tracer.ties.axis(tracer.labels(tensor), 0)
+            tracer.ties.unite(atoms, np.zeros(1, np.int64) if other is None else other, "normalises channels that stay")
+    return labels
+
+
+@rule("native_layer_norm", "_fused_rms_norm")
+def layer_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Statistics over the last dimensions: after a cut they run over the kept positions."""
+    x, shape = args[0], args[1]
+    operands = [(x, tracer.labels(x))]
+    first = x.dim() - len(shape)
+    for tensor in args[2:4]:
+        if isinstance(tensor, Tensor):
+            moved = tuple(f.moved([d + first for d in f.dims]) for f in tracer.labels(tensor))
+            operands.append((tensor, moved))
+    labels = unite_operands(tracer, operands, tuple(x.shape))
+    for f in labels:
+        if max(f.dims) >= first:
+            tracer.ties.mark_inexact(f.atoms)
+    tracer.assign(out[0] if isinstance(out, tuple) else out, labels)
+
+
+@rule("native_group_norm")
+def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Statistics per group of consecutive channels: column j of every group is one unit, so that groups stay equal."""
+    x, groups = args[0], args[6]
+    labels = _unite_channels(tracer, x, args[1:3])
+    f = field_at(labels, 1)
+    if f is not None:
+        columns = f.atoms.reshape(groups, -1)
+        tracer.ties.unite(columns, columns[:1])
+        tracer.ties.mark_inexact(f.atoms)
+    tracer.assign(out[0], labels)
+
+
+@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "sort", "topk")
+def along_one_dim(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Mixes the positions of one dimension, which stays whole."""
+    x = args[0]
+    dim = argument(args, kwargs, 1, "dim", -1) % max(x.dim(), 1)
+    labels = drop_axis(tracer, tracer.labels(x), dim, "a softmax or an order over it")
+    for tensor in out if isinstance(out, tuple) else (out,):
+        tracer.assign(tensor, labels)
+
+
+def _reduce(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, allowed: bool) -> Labels:
+    """Labels after `dims` (argument 1; all without it) were reduced. `allowed`: a labelled one may be reduced."""
+    x = args[0]
+    dims = argument(args, kwargs, 1, "dim")
+    dims = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
+    gone = sorted(d % max(x.dim(), 1) for d in dims)
+    keepdim = out.dim() == x.dim()
+    labels = tracer.labels(x)
+    for dim in gone:
+        f = field_at(labels, dim)
+        if f is None:
+            continue
+        outside = [d for d in f.dims if d not in gone]
+        if outside or not allowed:
+            labels = drop_axis(tracer, labels, dim, "reduced with others that stay")
+        else:
+            labels = without(labels, (dim,))
+    left = []
+    for f in labels:
+        dims_left = tuple(d if keepdim else d - sum(g < d for g in gone) for d in f.dims)
+        left.append(Field(dims_left, f.atoms))
+    return tuple(left)
+
+
+@rule("sum", "nansum")
+def total(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A sum over kept positions: what is silenced adds nothing."""
+    tracer.assign(out, _reduce(tracer, args, kwargs, out, allowed=True))
+
+
+@rule("mean")
+def mean(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A mean over labelled positions runs over the kept ones: inexact."""
+    dims = argument(args, kwargs, 1, "dim")
+    for dim in [dims] if isinstance(dims, int) else dims or range(args[0].dim()):
+        f = field_at(tracer.labels(args[0]), dim % args[0].dim())
+        if f is not None:
+            tracer.ties.mark_inexact(f.atoms)
+    tracer.assign(out, _reduce(tracer, args, kwargs, out, allowed=True))
+
+
+@rule("amax", "amin", "max", "min", "var", "std", "var_mean", "argmax", "argmin", "prod", "any", "all", "median")
+def other_reductions(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Reductions for which a silenced position is not neutral: reduced dimensions stay whole."""
+    if isinstance(argument(args, kwargs, 1, "other"), Tensor):  # max(a, b) compares elementwise
+        pointwise(tracer, args, kwargs, out)
+        return
+    for tensor in out if isinstance(out, tuple) else (out,):
+        tracer.assign(tensor, _reduce(tracer, args, kwargs, tensor, allowed=False))

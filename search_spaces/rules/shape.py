@@ -1,0 +1,225 @@
+"""Ops that only move positions: views, permutations, slices, concatenation, padding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoprune.search_spaces.labels import Field, Labels, field_at, reshape, simplify, without
+from autoprune.search_spaces.rules.elementwise import unite_operands
+from autoprune.search_spaces.rules.registry import argument, rule
+from autoprune.search_spaces.tracer import Tracer, tensors
+
+
+@rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "unflatten", "flatten")
+def view(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Same elements in the same order."""
+    tracer.assign(out, reshape(tracer.ties, tracer.labels(args[0]), args[0].shape, out.shape))
+
+
+def _permuted(labels: Labels, order: list[int]) -> Labels:
+    """Output dimension i is input dimension order[i]."""
+    place = {old: new for new, old in enumerate(order)}
+    return tuple(f.moved([place[d] for d in f.dims]) for f in labels)
+
+
+@rule("permute")
+def permute(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Dimensions in another order; a grid is turned with them, so a shuffle that joins it again is seen there."""
+    rank = args[0].dim()
+    tracer.assign(out, _turned(tracer, args[0], [d % rank for d in argument(args, kwargs, 1, "dims")]))
+
+
+@rule("transpose", "t", "numpy_T", "swapaxes")
+def transpose(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Two dimensions swapped (`t`: the only two)."""
+    rank = args[0].dim()
+    order = list(range(rank))
+    if rank > 1:
+        a, b = (args[1] % rank, args[2] % rank) if len(args) > 2 else (0, 1)
+        order[a], order[b] = order[b], order[a]
+    tracer.assign(out, _turned(tracer, args[0], order))
+
+
+def _turned(tracer: Tracer, x: Tensor, order: list[int]) -> Labels:
+    labels = []
+    for f in tracer.labels(x):
+        places = [order.index(d) for d in f.dims]
+        if places != sorted(places):
+            # The grid changes its order: joined again it would be shuffled, so only whole columns may go.
+            last = f.dims[-1]
+            f = next(g for g in tracer.ties.reduce_to((f,), last) if last in g.dims)
+        labels.append(f)
+    return _permuted(tuple(labels), order)
+
+
+@rule("expand")
+def expand(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Dimensions of size 1 repeat; new ones come in front."""
+    offset = out.dim() - args[0].dim()
+    tracer.assign(out, tuple(f.moved([d + offset for d in f.dims]) for f in tracer.labels(args[0])))
+
+
+@rule("repeat")
+def repeat(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Tiles; new dimensions come in front."""
+    offset = out.dim() - args[0].dim()
+    fields = []
+    for f in tracer.labels(args[0]):
+        moved = f.moved([d + offset for d in f.dims])
+        fields.append(Field(moved.dims, np.tile(moved.atoms, [args[1][d] for d in moved.dims])))
+    tracer.assign(out, tuple(fields))
+
+
+def drop_axis(tracer: Tracer, labels: Labels, dim: int, reason: str) -> Labels:
+    """Labels where `dim` may no longer change: a grid loses that axis (what shares the rest is united)."""
+    f = field_at(labels, dim)
+    if f is None:
+        return labels
+    rest = without(labels, (dim,))
+    if len(f.dims) == 1:
+        tracer.ties.pin(f.atoms, reason)
+        return rest
+    atoms = np.moveaxis(f.atoms, f.dims.index(dim), 0)
+    tracer.ties.unite(atoms, atoms[:1])
+    left = simplify(atoms[0], [d for d in f.dims if d != dim])
+    return (*rest, left) if left else rest
+
+
+def _shifted(labels: Labels, removed: int) -> Labels:
+    return tuple(Field(tuple(d - (d > removed) for d in f.dims), f.atoms) for f in labels)
+
+
+@rule("select")
+def select(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """One position of a dimension, by number: that dimension stays whole."""
+    dim = args[1] % args[0].dim()
+    tracer.assign(out, _shifted(drop_axis(tracer, tracer.labels(args[0]), dim, "indexed by number"), dim))
+
+
+@rule("unbind")
+def unbind(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """All positions of a dimension, one tensor each."""
+    dim = argument(args, kwargs, 1, "dim", 0) % args[0].dim()
+    labels = _shifted(drop_axis(tracer, tracer.labels(args[0]), dim, "indexed by number"), dim)
+    for tensor in out:
+        tracer.assign(tensor, labels)
+
+
+def _piece(tracer: Tracer, x: Tensor, labels: Labels, dim: int, start: int, length: int, step: int = 1) -> Labels:
+    """`length` positions from `start`: one of equal pieces (unit j of every piece is one unit), else all stay."""
+    size = x.shape[dim]
+    f = field_at(labels, dim)
+    if f is None or (length == size and step == 1):
+        return labels
+    if len(f.dims) > 1 or step != 1 or length == 0 or size % length or start % length:
+        return drop_axis(tracer, labels, dim, "sliced into unequal pieces")
+    pieces = f.atoms.reshape(-1, length)
+    tracer.ties.unite(pieces, pieces[:1])
+    return (*without(labels, (dim,)), Field((dim,), pieces[start // length]))
+
+
+@rule("slice")
+def slice_(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A range of one dimension."""
+    x = args[0]
+    dim = argument(args, kwargs, 1, "dim", 0) % x.dim()
+    start = argument(args, kwargs, 2, "start") or 0
+    start = max(start + x.shape[dim], 0) if start < 0 else min(start, x.shape[dim])
+    step = argument(args, kwargs, 4, "step", 1)
+    tracer.assign(out, _piece(tracer, x, tracer.labels(x), dim, start, out.shape[dim], step))
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
+def split(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Consecutive pieces of one dimension."""
+    x = args[0]
+    dim = argument(args, kwargs, 2, "dim", 0) % x.dim()
+    labels = tracer.labels(x)
+    start = 0
+    for tensor in out:
+        length = tensor.shape[dim]
+        tracer.assign(tensor, _piece(tracer, x, labels, dim, start, length))
+        start += length
+
+
+@rule("glu")
+def glu(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """First half of one dimension times the sigmoid of the second: the halves unite."""
+    dim = argument(args, kwargs, 1, "dim", -1) % out.dim()
+    tracer.assign(out, _piece(tracer, args[0], tracer.labels(args[0]), dim, 0, out.shape[dim]))
+
+
+@rule("cat")
+def cat(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Pieces side by side: labels are joined along `dim`, and unite elsewhere."""
+    parts = [t for t in args[0] if t.dim() == out.dim()]  # torch skips legacy empty 1-D tensors
+    dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
+    joined, others = [], []
+    for t in parts:
+        labels = tracer.labels(t)
+        f = field_at(labels, dim)
+        if f is not None and len(f.dims) > 1:
+            labels, f = drop_axis(tracer, labels, dim, "a grid of units is joined with another"), None
+        joined.append(f.atoms if f else np.zeros(t.shape[dim], np.int64))
+        others.append((t, without(labels, (dim,))))
+    labels = unite_operands(tracer, others, tuple(out.shape))
+    atoms = np.concatenate(joined)
+    tracer.assign(out, (*labels, Field((dim,), atoms)) if atoms.any() else labels)
+
+
+@rule("stack")
+def stack(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Tensors side by side in a new dimension: they unite."""
+    dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
+    labels = unite_operands(tracer, [(t, tracer.labels(t)) for t in args[0]], tuple(args[0][0].shape))
+    tracer.assign(out, tuple(Field(tuple(d + (d >= dim) for d in f.dims), f.atoms) for f in labels))
+
+
+@rule("roll", "flip")
+def roll(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Positions turn within `dims`, which stay whole."""
+    x = args[0]
+    dims = args[2] if len(args) > 2 else args[1]
+    labels = tracer.labels(x)
+    for dim in [d % x.dim() for d in dims] or range(x.dim()):
+        labels = drop_axis(tracer, labels, dim, "positions change their order")
+    tracer.assign(out, labels)
+
+
+@rule("constant_pad_nd")
+def pad(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Positions added at both ends always stay."""
+    x, widths = args[0], list(args[1])
+    labels = tracer.labels(x)
+    for i in range(len(widths) // 2):
+        dim, before, after = x.dim() - 1 - i, widths[2 * i], widths[2 * i + 1]
+        f = field_at(labels, dim)
+        if f is None or (before == after == 0):
+            continue
+        if len(f.dims) > 1 or before < 0 or after < 0:
+            labels = drop_axis(tracer, labels, dim, "padded or cropped by fixed widths")
+        else:
+            labels = (*without(labels, (dim,)), Field((dim,), np.pad(f.atoms, (before, after))))
+    tracer.assign(out, labels)
+
+
+@rule("as_strided")
+def as_strided(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Strides written out: pooling does so to keep a memory format; anything but the plain order stays whole."""
+    plain = torch.empty(out.shape, device="meta").stride()
+    same_order = all(a == b for a, b, size in zip(out.stride(), plain, out.shape, strict=True) if size > 1)
+    labels = tracer.labels(args[0])
+    if not same_order or out.shape != args[0].shape:
+        labels = tracer.ties.pin_fields(labels, "its strides are written out")
+    tracer.assign(out, labels)
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "_assert_async")
+def constant(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Outputs that take only dtype and device from the input carry no labels."""
+    for tensor in tensors(out):
+        tracer.assign(tensor, ())

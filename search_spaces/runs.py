@@ -1,0 +1,115 @@
+"""The runs behind a trace: evaluation mode on the meta device, training mode where that reaches more parameters."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.search_spaces import surgery
+from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.labels import Labels, Ties
+from autoprune.search_spaces.tracer import ParameterLabels, Trace, Tracer, map_tensors, run, tensors
+
+
+class TraceWarning(UserWarning):
+    """A part of the model could not be traced; what was done instead is in the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What the runs left.
+
+    Attributes:
+        model: the copy that ran, on the meta device or sharing the parameters of the real model.
+        args, kwargs: its inputs.
+        traces: evaluation mode first; training mode where it was run.
+        output_shapes: shapes of the outputs in evaluation mode.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    ties: Ties
+    parameters: Mapping[str, Labels]
+    traces: list[Trace]
+    output_shapes: list[tuple[int, ...]]
+
+
+def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    """Run the model on the meta device, or on its own where that fails (data-dependent control flow)."""
+    try:
+        return _trace(surgery.to_meta(model), *map_tensors((args, kwargs), lambda t: t.to("meta")))
+    except Exception:  # whatever the model raises on meta tensors: the real run below decides, and reports
+        shared = without_own_storage(model)
+    try:
+        return _trace(shared, args, kwargs)
+    except UserError:
+        raise
+    except Exception as error:
+        shapes = [tuple(t.shape) for t in tensors((args, kwargs))]
+        raise UserError(
+            f"{type(model).__name__} does not run on the example inputs {shapes}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def without_own_storage(model: nn.Module) -> nn.Module:
+    """A copy that shares parameters with `model`, and has buffers of its own, so that running it changes nothing."""
+    return surgery.cut(model, {}, share=True)
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    ties = Ties()
+    parameters = ParameterLabels(ties)
+    names = {id(t): name for name, t in surgery.named_tensors(model).items()}
+    tracer = Tracer(ties, parameters, names)
+    outputs = list(tensors(run(tracer, model.eval(), args, kwargs)))
+    _pin_outputs(tracer, outputs)
+    traces = [tracer.trace]
+    if any(name not in parameters.by_name and p.numel() > 1 for name, p in model.named_parameters()):
+        traces += _train_run(model, args, kwargs, ties, parameters, names)
+    model.eval()
+    return Traced(model, args, kwargs, ties, parameters.by_name, traces, [tuple(t.shape) for t in outputs])
+
+
+def _train_run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    ties: Ties,
+    parameters: ParameterLabels,
+    names: dict[int, str],
+) -> list[Trace]:
+    """Heads that run only in training: at the given batch, else at twice it (BatchNorm refuses one value)."""
+    if not any(module.training for module in [model.train()]):
+        return []
+    tracer = Tracer(ties, parameters, names)
+    for inputs in ((args, kwargs), map_tensors((args, kwargs), _doubled)):
+        tracer = Tracer(ties, parameters, names)
+        try:
+            _pin_outputs(tracer, list(tensors(run(tracer, model, *inputs))))
+        except Exception as error:
+            failure = error
+        else:
+            return [tracer.trace]
+    warnings.warn(
+        f"{type(model).__name__} does not run in training mode on the example inputs ({failure}): "
+        "layers that run only there were not traced, and a cut model may fail in training mode.",
+        TraceWarning,
+        stacklevel=4,
+    )
+    return []
+
+
+def _doubled(tensor: Tensor) -> Tensor:
+    return torch.cat([tensor, tensor]) if tensor.dim() else tensor
+
+
+def _pin_outputs(tracer: Tracer, outputs: list[Tensor]) -> None:
+    tracer.ties.module, tracer.ties.op = "", ""
+    for tensor in outputs:
+        tracer.ties.pin_fields(tracer.labels(tensor), "an output of the model")

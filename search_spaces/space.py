@@ -1,0 +1,345 @@
+"""The search space of a model: groups, levels, costs, projection, surgery. `trace` makes one.
+
+Shape letters: n candidates, G groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from autoprune.search_spaces import surgery
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.costs import CostFunctions
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.search_spaces.groups import Grouping, collect_fields, count_fields, make_groups
+from autoprune.search_spaces.importance import get_criterion
+from autoprune.search_spaces.labels import Labels, Ties
+from autoprune.search_spaces.projection import project
+from autoprune.search_spaces.proof import failing_groups
+from autoprune.search_spaces.runs import trace_model
+from autoprune.search_spaces.tracer import Op, ParameterLabels, Trace
+from autoprune.search_spaces.types import Candidate, CostModel, Costs, FloatArray, Frozen, Group, IntArray
+
+
+class SearchSpace:
+    """What may be cut in `model`, and what every candidate costs; made by `trace`.
+
+    Attributes:
+        model: the dense model, never changed.
+        example_inputs: (args, kwargs) of the traced call; costs are at its batch size.
+        groups: one dimension of the space each, in order of execution.
+        frozen: units that stay, and why.
+        unknown_ops: ATen ops without a rule that touched prunable positions -> module path.
+        level_units: unit counts [G, levels], rows padded with the last level.
+        num_levels: levels per group [G].
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: tuple[tuple[Any, ...], dict[str, Any]],
+        *,
+        grouping: Grouping,
+        parameters: Mapping[str, Labels],
+        traces: Sequence[Trace],
+    ) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.groups: tuple[Group, ...] = grouping.groups
+        self.frozen: tuple[Frozen, ...] = grouping.frozen
+        self.unknown_ops = {op: module for trace in traces for op, module in trace.unknown_ops.items()}
+        self._grouping = grouping
+        self._parameters = parameters
+        self._trace = traces[0]
+        fields = collect_fields(traces, parameters)
+        self.counts = count_fields(grouping, fields)
+        tensors = {name: (tuple(p.shape), parameters.get(name, ())) for name, p in model.named_parameters()}
+        self._cost_functions = CostFunctions(self.counts, traces[0], tensors)
+        self._added_costs: dict[str, CostModel] = {}
+        self._rankings: dict[str, list[IntArray]] = {}
+        widest = max((len(g.levels) for g in self.groups), default=1)
+        self.level_units = np.array(
+            [[*g.levels, *[g.levels[-1]] * (widest - len(g.levels))] for g in self.groups], np.int64
+        ).reshape(len(self.groups), widest)
+        self.num_levels = np.array([len(g.levels) for g in self.groups], np.int64)
+
+    # -- candidates ---------------------------------------------------------------------------------------------
+
+    @property
+    def dense(self) -> Candidate:
+        """The candidate that keeps everything."""
+        return tuple(len(g.levels) - 1 for g in self.groups)
+
+    @property
+    def smallest(self) -> Candidate:
+        """The candidate with the fewest units in every group."""
+        return (0,) * len(self.groups)
+
+    def candidate(self, keep_ratios: float | Mapping[str, float]) -> Candidate:
+        """The candidate nearest to one keep ratio for all groups, or to ratios by group name (others stay dense).
+
+        Raises:
+            UserError: an unknown group name, a ratio outside [0, 1].
+        """
+        names = [g.name for g in self.groups]
+        if isinstance(keep_ratios, Mapping):
+            for name in keep_ratios:
+                if name not in names:
+                    raise unknown("group", name, names)
+            ratios = [keep_ratios.get(name, 1.0) for name in names]
+        else:
+            ratios = [float(keep_ratios)] * len(names)
+        for name, ratio in zip(names, ratios, strict=True):
+            if not 0 <= ratio <= 1:
+                raise UserError(f"A keep ratio lies in [0, 1], but got {ratio!r} for group {name!r}.")
+        distances = (np.abs(np.array(g.levels) - r * g.num_units) for g, r in zip(self.groups, ratios, strict=True))
+        return tuple(int(np.argmin(d)) for d in distances)
+
+    def keep_ratios(self, candidate: Candidate) -> dict[str, float]:
+        """Kept / dense units by group name."""
+        return {g.name: g.levels[level] / g.num_units for g, level in zip(self.groups, candidate, strict=True)}
+
+    def units(self, candidates: NDArray[np.integer[Any]] | Sequence[Candidate]) -> IntArray:
+        """Kept units [n, G] of candidates [n, G]."""
+        array = np.asarray(candidates, np.int64).reshape(-1, len(self.groups))
+        return self.level_units[np.arange(len(self.groups)), array]
+
+    # -- costs ----------------------------------------------------------------------------------------------------
+
+    @property
+    def cost_names(self) -> tuple[str, ...]:
+        """``macs``, ``params``, ``memory``, and what was added."""
+        return (*CostFunctions.names, *self._added_costs)
+
+    def add_cost(self, name: str, model: CostModel) -> None:
+        """Add a cost, say ``latency`` in milliseconds, as a function of kept units [n, G]; a known name is replaced."""
+        self._added_costs[name] = model
+
+    def cost(self, name: str, candidates: NDArray[np.integer[Any]] | Sequence[Candidate]) -> FloatArray:
+        """One cost of candidates [n, G], shape [n]."""
+        units = self.units(candidates)
+        if name in self._added_costs:
+            return self._added_costs[name](units)
+        if name not in CostFunctions.names:
+            raise unknown("cost", name, self.cost_names)
+        return self._cost_functions(name, units).astype(np.float64)
+
+    def cost_dict(self, candidate: Candidate) -> dict[str, float]:
+        """All costs of one candidate by name."""
+        return {name: float(self.cost(name, [candidate])[0]) for name in self.cost_names}
+
+    def costs(self, candidate: Candidate | NDArray[np.integer[Any]]) -> Costs:
+        """MACs, params and peak activation bytes: ints for one candidate, int64 arrays for an array [n, G]."""
+        units = self.units(np.asarray(candidate))
+        values = [self._cost_functions(name, units) for name in CostFunctions.names]
+        if isinstance(candidate, np.ndarray) and candidate.ndim == 2:
+            return Costs(*values)
+        return Costs(*(int(v[0]) for v in values))
+
+    def positions(self, units: IntArray) -> IntArray:
+        """Kept positions of every distinct field, for kept units [n, G]: [n, fields + 1], the last column 1."""
+        return self._cost_functions.positions(units)
+
+    def project(self, wishes: Sequence[float] | FloatArray, budget: Budget) -> Candidate:
+        """The feasible candidate nearest to the wished keep ratios [G], as large as the budget allows."""
+        return project(self, wishes, budget)
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The ATen calls of one forward pass, in order, with labelled shapes."""
+        return tuple(self._trace.ops)
+
+    # -- surgery --------------------------------------------------------------------------------------------------
+
+    def kept_units(self, candidate: Candidate, importance: str = "l2") -> list[IntArray]:
+        """Kept unit indices per group, ascending: the most important ones."""
+        ranking = self.ranking(importance)
+        units = self.units([candidate])[0]
+        return [np.sort(order[:k]) for order, k in zip(ranking, units, strict=True)]
+
+    def ranking(self, importance: str = "l2") -> list[IntArray]:
+        """Units of every group, most important first; computed once per criterion."""
+        if importance not in self._rankings:
+            criterion = get_criterion(importance)
+            rankings = []
+            for index in range(len(self.groups)):
+                scores = criterion(self._producer_rows(index), np.random.default_rng((0, index)))
+                rankings.append(np.argsort(-scores, kind="stable"))
+            self._rankings[importance] = rankings
+        return self._rankings[importance]
+
+    def kept(self, candidate: Candidate, importance: str = "l2") -> dict[str, tuple[IntArray | None, ...]]:
+        """Kept indices per dimension (None: all) of every parameter and buffer that is cut."""
+        return self.kept_indices(self.kept_units(candidate, importance))
+
+    def kept_indices(self, kept_units: Sequence[IntArray]) -> dict[str, tuple[IntArray | None, ...]]:
+        """As `kept`, from kept unit indices per group."""
+        keep = self.keep_mask(kept_units)
+        result: dict[str, tuple[IntArray | None, ...]] = {}
+        for name, places in self._cuttable.items():
+            rank, dims = places
+            indices: list[IntArray | None] = [None] * rank
+            for dim, component in dims:
+                mask = keep[component]
+                if not mask.all():
+                    indices[dim] = np.flatnonzero(mask)
+            if any(i is not None for i in indices):
+                result[name] = tuple(indices)
+        return result
+
+    def keep_mask(self, kept_units: Sequence[IntArray]) -> NDArray[np.bool_]:
+        """Per component of the labels: does it stay?"""
+        grouping = self._grouping
+        keep = np.ones(len(grouping.group_of), bool)
+        for index, units in enumerate(kept_units):
+            components = self._components[index]
+            keep[components] = False
+            keep[components[units]] = True
+        return keep
+
+    def keep_atoms(self, kept_units: Sequence[IntArray]) -> NDArray[np.bool_]:
+        """Per atom: does it stay? Atoms that another run may add behind the known ones do."""
+        keep = self.keep_mask(kept_units)[self._grouping.solution.component]
+        sizes = sum(sum(t.shape) for t in surgery.named_tensors(self.model).values())
+        return np.concatenate([keep, np.ones(sizes, bool)])
+
+    def parameter_labels(self) -> ParameterLabels:
+        """The labels of parameters, for another run of the same model."""
+        labels = ParameterLabels(Ties(num_atoms=len(self._grouping.solution.component)))
+        labels.by_name.update(self._parameters)
+        return labels
+
+    def tensors_of(self, index: int) -> list[str]:
+        """Names of the parameters and buffers that a group cuts."""
+        group_of = self._grouping.group_of
+        return [n for n, (_, dims) in self._cuttable.items() if any((group_of[c] == index).any() for _, c in dims)]
+
+    def attributes(self, candidate: Candidate) -> list[tuple[str, str, Any]]:
+        """(module path, attribute, value) that surgery sets beside the tensors."""
+        return surgery.attribute_changes(self.model, self.kept(candidate))
+
+    def materialise(self, candidate: Candidate, importance: str = "l2", *, share: bool = False) -> nn.Module:
+        """The real subnet: a new module of the same class; the dense model is untouched.
+
+        Args:
+            share: uncut parameters share storage with the dense model: for scoring, not for training.
+        """
+        return surgery.cut(self.model, self.kept(candidate, importance), share=share)
+
+    def verify(self, candidate: Candidate, importance: str = "l2") -> float:
+        """Largest relative error of the subnet against the dense model in which the cut units are silenced.
+
+        Both run in eval mode on the example inputs. Norms and means over pruned positions use the kept ones in both.
+        Relative to the largest absolute value of each output.
+        """
+        from autoprune.search_spaces.verify import relative_error  # runs the tracer; not needed for a search
+
+        return relative_error(self, self.kept_units(candidate, importance))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of groups, levels and parameter shapes: two spaces with the same one speak the same candidates."""
+        description = {
+            "groups": [(g.name, g.num_units, g.levels) for g in self.groups],
+            "shapes": [(name, list(p.shape)) for name, p in self.model.named_parameters()],
+        }
+        return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _components(self) -> list[IntArray]:
+        """Components of every group, in unit order."""
+        grouping = self._grouping
+        result = []
+        for index in range(len(self.groups)):
+            members = np.flatnonzero(grouping.group_of == index)
+            result.append(members[np.argsort(grouping.unit_of[members])])
+        return result
+
+    @cached_property
+    def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:
+        """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink."""
+        component, group_of = self._grouping.solution.component, self._grouping.group_of
+        result = {}
+        for name, tensor in surgery.named_tensors(self.model).items():
+            dims = [
+                (f.dims[0], component[f.atoms])
+                for f in self._parameters.get(name, ())
+                if (group_of[component[f.atoms]] >= 0).any()
+            ]
+            if dims:
+                result[name] = (tensor.dim(), dims)
+        return result
+
+    def _producer_rows(self, index: int) -> list[FloatArray]:
+        """Weights of every producer of a group as [units, elements]."""
+        grouping, tensors = self._grouping, surgery.named_tensors(self.model)
+        rows = []
+        for name in self.groups[index].producers:
+            for dim, component in self._cuttable[name][1]:
+                mine = np.flatnonzero(grouping.group_of[component] == index)
+                if not len(mine) or (name, dim) not in grouping.produced_dims:
+                    continue
+                order = mine[np.argsort(grouping.unit_of[component[mine]], kind="stable")]
+                weight = tensors[name].detach().movedim(dim, 0)[torch.as_tensor(order)]
+                rows.append(weight.reshape(self.groups[index].num_units, -1).double().cpu().numpy())
+        return rows
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
+    *,
+    align: int = 8,
+    max_levels: int = 32,
+) -> SearchSpace:
+    """Trace a model: find what may be cut together, and what everything costs.
+
+    Args:
+        model: any module that runs on `example_inputs`; never changed.
+        example_inputs: one tensor, a tuple of positional or a dict of keyword arguments. Costs are at its batch size.
+        align: channel counts of the levels are multiples of this where a layer is wide enough.
+        max_levels: at most this many levels per group.
+
+    Raises:
+        UserError: the model does not run on the inputs (its own error is the cause), or nothing can be cut.
+    """
+    args, kwargs = _split_inputs(example_inputs)
+    traced = trace_model(model, args, kwargs)
+    ties = traced.ties
+    fields = collect_fields(traced.traces, traced.parameters)
+    while True:
+        grouping = make_groups(ties, ties.solve(), traced.parameters, fields, align=align, max_levels=max_levels)
+        space = SearchSpace(
+            model, (args, kwargs), grouping=grouping, parameters=traced.parameters, traces=traced.traces
+        )
+        failing = failing_groups(space, traced)
+        if not failing:
+            break
+        for index, failure in failing.items():
+            ties.module, ties.op = failure.module, ""
+            ties.pin(grouping.atoms(index), f"the module's code needs the full size: {failure.message}")
+    if not space.groups:
+        reasons = "; ".join(f"{f.name}: {f.reason}" for f in space.frozen[:3]) or "no layer makes channels"
+        raise UserError(f"Nothing in {type(model).__name__} can be cut: {reasons}.")
+    return space
+
+
+def _split_inputs(
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, tuple):
+        if len(example_inputs) == 2 and isinstance(example_inputs[0], tuple) and isinstance(example_inputs[1], dict):
+            return example_inputs[0], dict(example_inputs[1])
+        return example_inputs, {}
+    return (example_inputs,), {}

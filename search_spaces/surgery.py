@@ -1,0 +1,112 @@
+"""Cut a model: a new module of the same class with smaller tensors; the model given is never changed.
+
+The module tree is copied around the tensors (`copy.deepcopy` with the tensors already in its memo), so a parameter is
+either index-selected or shared, never copied and thrown away. Which units go is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.search_spaces.attributes import changed_attributes
+from autoprune.search_spaces.types import IntArray
+
+Kept = Mapping[str, Sequence["IntArray | None"]]
+"""Per parameter or buffer name: kept indices per dimension, ascending; None keeps the dimension whole."""
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, each tied tensor once, under its first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
+    """A copy of the module tree in which every tensor whose id is in `tensors` is that one; ties stay ties."""
+    return copy.deepcopy(model, dict(tensors))
+
+
+def to_meta(model: nn.Module) -> nn.Module:
+    """A copy without storage."""
+    return replace_tensors(model, {id(t): _like(t, t.detach().to("meta")) for t in named_tensors(model).values()})
+
+
+def cut(model: nn.Module, kept: Kept, *, share: bool = False) -> nn.Module:
+    """Return the smaller model.
+
+    Args:
+        share: parameters that are not cut share storage with `model` instead of being cloned: right for scoring,
+            wrong for training. Buffers are never shared.
+    """
+    parameters = {id(p) for p in model.parameters()}
+    new = {}
+    for name, tensor in named_tensors(model).items():
+        data = tensor.detach()
+        cut_dims = [(d, i) for d, i in enumerate(kept.get(name, ())) if i is not None]
+        # the dimension that shrinks most first, so that the next copies less
+        for dim, index in sorted(cut_dims, key=lambda pair: len(pair[1]) / data.shape[pair[0]]):
+            data = data.index_select(dim, torch.as_tensor(index, device=data.device))
+        if cut_dims and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            data = data.contiguous(memory_format=torch.channels_last)
+        if not cut_dims and not (share and id(tensor) in parameters):
+            data = data.clone()
+        new[id(tensor)] = _like(tensor, data)
+    smaller = replace_tensors(model, new)
+    set_attributes(smaller, attribute_changes(model, kept))
+    return smaller
+
+
+def attribute_changes(model: nn.Module, kept: Kept) -> list[tuple[str, str, Any]]:
+    """(module path, attribute, value) for every Python attribute that repeats a size that `kept` changes."""
+    names = _names_by_module(model)
+    touched = {id(tensor) for name, tensor in named_tensors(model).items() if name in kept}
+    first_name = {id(tensor): name for name, tensor in named_tensors(model).items()}
+    changes = []
+    for path, module in model.named_modules():
+        own = names[path]
+        if not any(id(t) in touched for t in own.values()):
+            continue
+        old = {short: tuple(t.shape) for short, t in own.items()}
+        new = {short: _new_shape(t, kept.get(first_name[id(t)], ())) for short, t in own.items()}
+        changes += [(path, attribute, value) for attribute, value in changed_attributes(module, old, new)]
+    return changes
+
+
+def set_attributes(model: nn.Module, changes: Iterable[tuple[str, str, Any]]) -> None:
+    """Set the attributes that `attribute_changes` returned."""
+    for path, attribute, value in changes:
+        setattr(model.get_submodule(path), attribute, value)
+
+
+def _names_by_module(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    return {
+        path: {
+            short: tensor
+            for short, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        }
+        for path, module in model.named_modules()
+    }
+
+
+def _new_shape(tensor: Tensor, indices: Sequence[IntArray | None]) -> tuple[int, ...]:
+    sizes = list(tensor.shape)
+    for dim, index in enumerate(indices):
+        if index is not None:
+            sizes[dim] = len(index)
+    return tuple(sizes)
+
+
+def _like(tensor: Tensor, data: Tensor) -> Tensor:
+    """`data` as a parameter where `tensor` is one, trainable where it is."""
+    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data

@@ -1,0 +1,230 @@
+"""Run a model once and watch its ATen calls: labels flow, compute ops and storage lifetimes are recorded.
+
+What runs can be traced, control flow and all; nothing is known of module classes. The model is normally run on the
+meta device, so a trace costs no memory and no arithmetic. Which rule handles which op is in `rules`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoprune.search_spaces.labels import Field, Labels, Ties
+
+_ATTRIBUTE = "_autoprune_labels"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What an op saw of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One ATen call; tensors in `args` and `kwargs` are replaced by their specs.
+
+    Attributes:
+        macs: multiply-adds as a sum of products of sizes, each a plain int or a field (= its kept positions). As in
+            `torch.utils.flop_counter`, convolutions and matrix products are counted, nothing else.
+    """
+
+    func: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[TensorSpec, ...]
+    module: str
+    macs: tuple[tuple[int | Field, ...], ...]
+
+
+@dataclass(slots=True)
+class Trace:
+    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`)."""
+
+    ops: list[Op] = field(default_factory=list)
+    storages: list[TensorSpec] = field(default_factory=list)
+    alive: list[tuple[int, ...]] = field(default_factory=list)
+    unknown_ops: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ModulePaths:
+    """Paths of the modules that are running, outermost first, and of the one that finished last."""
+
+    running: list[str] = field(default_factory=lambda: [""])
+    finished: str = ""
+
+
+class ParameterLabels:
+    """One array of fresh atoms per parameter or buffer dimension, made when the tensor is first used.
+
+    The order of atoms is therefore the order of execution. Dimensions of size 1 carry none.
+    """
+
+    def __init__(self, ties: Ties) -> None:
+        self.ties = ties
+        self.by_name: dict[str, Labels] = {}
+
+    def get(self, name: str, tensor: Tensor) -> Labels:
+        """Labels of the parameter `name`, fresh at its first use."""
+        if name not in self.by_name:
+            self.by_name[name] = tuple(
+                Field((d,), self.ties.fresh(size)) for d, size in enumerate(tensor.shape) if size > 1
+            )
+        return self.by_name[name]
+
+
+class Tracer(TorchDispatchMode):
+    """Applies a rule to every ATen call of the model `names` was made from.
+
+    Args:
+        ties: where rules say what must be united.
+        parameters: labels of parameters and buffers by name; shared by several runs of one model.
+        names: id of a parameter or buffer -> its name.
+    """
+
+    def __init__(self, ties: Ties, parameters: ParameterLabels, names: Mapping[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ties = ties
+        self.parameters = parameters
+        self.names = names
+        self.trace = Trace()
+        self.paths = ModulePaths()
+        self._macs: list[tuple[int | Field, ...]] = []
+        self._live: dict[int, tuple[int, StorageWeakRef]] = {}
+
+    # -- what rules use -----------------------------------------------------------------------------------------
+
+    def labels(self, tensor: Tensor) -> Labels:
+        """Labels of a tensor; none for inputs and constants."""
+        name = self.names.get(id(tensor))
+        if name is not None:
+            return self.parameters.get(name, tensor)
+        found: Labels = getattr(tensor, _ATTRIBUTE, ())
+        return found
+
+    def assign(self, tensor: Tensor, labels: Labels) -> None:
+        """Label an output."""
+        if id(tensor) not in self.names:
+            setattr(tensor, _ATTRIBUTE, labels)
+
+    def count_macs(self, *factors: int | Field) -> None:
+        """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""
+        self._macs.append(factors)
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        from autoprune.search_spaces.rules import apply_rule  # rules import this module for its types
+
+        kwargs = kwargs or {}
+        specs = map_tensors((args, kwargs), self._spec)
+        out = self.execute(func, args, kwargs)
+        self.ties.module, self.ties.op = self.paths.running[-1], str(func)
+        self._macs = []
+        if not apply_rule(self, func, args, kwargs, out):
+            self.trace.unknown_ops.setdefault(str(func), self.paths.running[-1])
+        outputs = tuple(tensors(out))
+        self._record_storages({t.untyped_storage()._cdata for t in tensors((args, kwargs))}, outputs)
+        self.trace.ops.append(
+            Op(func, specs[0], specs[1], tuple(map(self._spec, outputs)), self.paths.running[-1], tuple(self._macs))
+        )
+        return self.finish(args, out)
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the op; a subclass may run it differently."""
+        return func(*args, **kwargs)
+
+    def finish(self, args: tuple[Any, ...], out: Any) -> Any:
+        """Last word on the labelled outputs of an op called with `args`."""
+        return out
+
+    def _spec(self, tensor: Tensor) -> TensorSpec:
+        return TensorSpec(tuple(tensor.shape), tensor.dtype, self.labels(tensor))
+
+    def _record_storages(self, given: set[int], outputs: Sequence[Tensor]) -> None:
+        fresh = False  # a storage that came in but is not known belongs to an input or a parameter
+        for tensor in outputs:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            known = self._live.get(key)
+            if (known is None or known[1].expired()) and tensor.numel() and key not in given:
+                if not fresh:
+                    self._live = {k: v for k, v in self._live.items() if not v[1].expired()}
+                self._live[key] = (len(self.trace.storages), StorageWeakRef(storage))
+                self.trace.storages.append(self._spec(tensor))
+                fresh = True
+        if fresh:
+            self.trace.alive.append(tuple(index for index, _ in self._live.values()))
+
+
+@contextmanager
+def module_paths(model: nn.Module, paths: ModulePaths) -> Iterator[None]:
+    """Keep `paths` up to date while `model` runs; after an exception it says where that happened."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def enter(module: nn.Module, args: Any) -> None:
+        paths.running.append(names.get(id(module), paths.running[-1]))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        paths.finished = paths.running.pop()
+
+    with ExitStack() as stack:
+        stack.callback(nn.modules.module.register_module_forward_pre_hook(enter).remove)
+        stack.callback(nn.modules.module.register_module_forward_hook(leave).remove)
+        yield
+
+
+@contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Fused attention off, so that products over heads are seen; put back afterwards."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call the model under the tracer, without gradients; returns its output."""
+    with plain_kernels(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
+        return model(*args, **kwargs)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists, dicts, dataclasses and model-output objects."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors(value)
+    elif isinstance(tree, tuple | list):
+        for value in tree:
+            yield from tensors(value)
+    elif hasattr(tree, "__dataclass_fields__"):
+        for name in tree.__dataclass_fields__:
+            yield from tensors(getattr(tree, name))
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """The same nesting of tuples, lists and dicts with each tensor replaced."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree

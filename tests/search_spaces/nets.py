@@ -1,0 +1,233 @@
+"""Small networks, one per pattern that a tracer gets wrong easily."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random norm weights, biases and running statistics: with fresh ones (1, 0, 0, 1) wrong cuts stay unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if not tensor.is_floating_point():
+                continue
+            if "var" in name:
+                tensor.uniform_(0.5, 2, generator=generator)
+            elif tensor.dim() == 1:
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + ("weight" in name))
+            else:
+                fan_in = tensor[0].numel()
+                tensor.copy_(torch.randn(tensor.shape, generator=generator) * (2 / fan_in) ** 0.5)
+    return model.eval()
+
+
+def conv(into: int, out: int, kernel: int = 3, groups: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(into, out, kernel, padding=kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+    )
+
+
+class Plain(nn.Sequential):
+    """Two convolutions and a linear layer behind a flattened map."""
+
+    def __init__(self) -> None:
+        super().__init__(conv(3, 16), conv(16, 24), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 10))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b = conv(3, 16), conv(16, 16), conv(16, 16)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        x = x + self.b(self.a(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Dense(nn.Module):
+    """Concatenation with the network's input and with earlier outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(19, 16), nn.Conv2d(35, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        y = torch.cat([x, self.a(x)], 1)
+        return self.head(torch.cat([self.b(y), y], 1))
+
+
+class InvertedResidual(nn.Module):
+    """Depthwise convolution (multiplier 2) between pointwise ones, squeeze-excite on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand, self.depthwise = conv(3, 16, 1), conv(16, 32, 3, groups=16)
+        self.squeeze, self.excite = nn.Conv2d(32, 8, 1), nn.Conv2d(8, 32, 1)
+        self.project = nn.Conv2d(32, 6, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.depthwise(self.expand(x))
+        gate = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1))))
+        return self.project(x * gate.sigmoid())
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16), conv(16, 32, groups=4), nn.Conv2d(32, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(self.b(self.a(x)))
+
+
+class Shuffle(nn.Module):
+    """Grouped convolutions with a channel shuffle between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 24), conv(24, 24, 1, groups=3), conv(24, 24, 1, groups=3)
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x))
+        n, c, h, w = x.shape
+        x = x.view(n, 3, c // 3, h, w).transpose(1, 2).reshape(n, c, h, w)
+        return self.head(self.c(x))
+
+
+class Split(nn.Module):
+    """Chunks that go different ways, and a gated pair."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = conv(3, 32), conv(16, 16), nn.Conv2d(32, 16, 1), nn.Conv2d(8, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        left, right = self.a(x).chunk(2, 1)
+        y = self.c(torch.cat([left, self.b(right)], 1))
+        return self.head(F.glu(y, 1))
+
+
+class Norms(nn.Module):
+    """Group norm and layer norm over pruned channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 16, 3), nn.GroupNorm(4, 16), nn.Conv2d(16, 24, 3)
+        self.layer_norm, self.head = nn.LayerNorm(24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(F.gelu(self.norm(self.a(x))))
+        return self.head(self.layer_norm(x.permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+class Attention(nn.Module):
+    """Self-attention whose sizes come from shapes and from one attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(12, 32), nn.LayerNorm(32)
+        self.qkv, self.out = nn.Linear(32, 3 * 32), nn.Linear(32, 32)
+        self.up, self.down, self.head = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(n, length, 3, -1, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.softmax(q @ k.transpose(-2, -1) * 8**-0.5, -1) @ v
+        x = x + self.out(y.transpose(1, 2).reshape(n, length, -1))
+        x = x + self.down(F.gelu(self.up(x)))
+        return self.head(x.mean(1))
+
+
+class Baked(nn.Module):
+    """Python code that holds the width of one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x))
+        return self.head(x.view(x.shape[0], 16, -1).mean(2))
+
+
+class Transposed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.up = conv(3, 16), nn.ConvTranspose2d(16, 16, 2, 2)
+        self.grouped, self.depthwise = (
+            nn.ConvTranspose2d(16, 24, 2, 2, groups=4),
+            nn.ConvTranspose2d(24, 24, 1, groups=24),
+        )
+        self.head = nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.depthwise(self.grouped(self.up(self.a(x)))))
+
+
+class Shared(nn.Module):
+    """One convolution called twice, one linear layer tied to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice = conv(3, 16), conv(16, 16)
+        self.up, self.down, self.head = nn.Linear(16, 24, bias=False), nn.Linear(24, 16), nn.Linear(16, 5)
+        self.again = nn.Linear(16, 24, bias=False)
+        self.again.weight = self.up.weight
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.twice(self.twice(self.stem(x))).mean((2, 3))
+        x = self.down(F.relu(self.up(x)))
+        return self.head(self.down(F.relu(self.again(x))))
+
+
+class AuxiliaryHead(nn.Module):
+    """A head that runs only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.auxiliary = conv(3, 16), conv(16, 24), nn.Linear(24, 5), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        main = self.head(self.b(x).mean((2, 3)))
+        return (main, self.auxiliary(x.mean((2, 3)))) if self.training else main
+
+
+class Exotic(nn.Module):
+    """An op without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(16, 24), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(torch.fft.fft(self.b(self.a(x)), dim=1).real)
+
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0))
+NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
+    "plain": (Plain, IMAGE),
+    "residual": (Residual, IMAGE),
+    "dense": (Dense, IMAGE),
+    "inverted_residual": (InvertedResidual, IMAGE),
+    "grouped": (Grouped, IMAGE),
+    "shuffle": (Shuffle, IMAGE),
+    "split": (Split, IMAGE),
+    "norms": (Norms, IMAGE),
+    "attention": (Attention, TOKENS),
+    "baked": (Baked, IMAGE),
+    "transposed": (Transposed, IMAGE),
+    "shared": (Shared, IMAGE),
+    "auxiliary": (AuxiliaryHead, IMAGE),
+    "exotic": (Exotic, IMAGE),
+}
