@@ -166,9 +166,7 @@ def test_sixty_groups_take_few_calls_of_the_costs() -> None:
     budget = Budget.parse(["macs=0.5x", "params=0.6x", "latency=0.9x"])
     for seed in range(5):
         rows.clear()
-        project(
-            space, np.random.default_rng(seed).random(60), Budget.parse(["macs=0.5x", "params=0.6x", "latency=0.9x"])
-        )
+        project(space, np.random.default_rng(seed).random(60), budget)
         assert len(rows) < 50
         assert max(rows) <= 60
 

@@ -1,0 +1,59 @@
+"""Who proposes the next candidate: agents behind one ask-and-tell interface, made by name.
+
+Agents know a space and a budget, never a network, a data set or a study. Imports `autoprune.search_spaces` only.
+"""
+
+from __future__ import annotations
+
+if __name__ != "autoprune.agents":
+    raise ImportError(
+        f"This package is called autoprune.agents, but was imported as {__name__!r}. "
+        "Write `import autoprune.agents`, and install the checkout first: pip install -e ."
+    )
+
+import importlib
+import inspect
+from typing import Any
+
+from autoprune.agents.base import Agent, Trial, trial_rng
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.search_spaces.projection import Space
+
+__all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "trial_rng"]
+
+AGENTS: dict[str, str] = {
+    "random": "autoprune.agents.random:RandomAgent",
+    "tpe": "autoprune.agents.tpe:TPEAgent",
+    "uniform": "autoprune.agents.uniform:UniformAgent",
+}
+"""Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
+
+
+def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options: Any) -> Agent:
+    """Return the agent called `name`; docs/agents.md lists names and options.
+
+    Raises:
+        UserError: an unknown name or option, a bad value, or a budget that no subnet fits.
+    """
+    cls = agent_class(name)
+    taken = [option for option in inspect.signature(cls).parameters if option not in ("space", "budget", "seed")]
+    for option in options:
+        if not taken:
+            raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
+        if option not in taken:
+            raise unknown(f"option of agent {name!r}:", option, taken)
+    return cls(space, budget, seed=seed, **options)
+
+
+def agent_class(name: str) -> type[Agent]:
+    """Return the class of the agent called `name`.
+
+    Raises:
+        UserError: no agent has that name.
+    """
+    if name not in AGENTS:
+        raise unknown("agent", name, AGENTS)
+    module, _, cls = AGENTS[name].partition(":")
+    found: type[Agent] = getattr(importlib.import_module(module), cls)
+    return found
