@@ -1,0 +1,105 @@
+"""The state of a training between two epochs, in one file that is whole or absent.
+
+The file is what `torch.save` writes, behind a SHA-256 digest of it (torch does not notice a flipped bit in a tensor).
+It is read back with ``weights_only=True``: no code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.files import atomic_write
+from autoprune.search_spaces.errors import UserError
+
+FORMAT = 1
+_MAGIC = b"autoprune training\n"
+_DELETE = "Delete it to train from the beginning, or name another file."
+
+
+def write_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors, numbers, strings, lists and dicts of them) of the training called `identity`.
+
+    Raises:
+        UserError: the disk is full or the folder may not be written; an earlier checkpoint is still there.
+    """
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "identity": dict(identity), "state": dict(state)}, buffer)
+    content = buffer.getvalue()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, _MAGIC + hashlib.sha256(content).digest() + content)
+    except OSError as error:
+        raise UserError(
+            f"The checkpoint {path} cannot be written: {error.strerror or error}. The one of the epoch before is still "
+            "there: make room or choose another folder, then run the same command again."
+        ) from None
+
+
+def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the state in `path`, or None where there is no such file.
+
+    Raises:
+        UserError: the file is damaged, or is the checkpoint of another training. It is left as it is: what it holds
+            may be worth more than the wish to overwrite it.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    digest, payload = content[len(_MAGIC) : start], content[start:]
+    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
+        raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
+    try:
+        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
+    if saved["format"] != FORMAT:
+        raise UserError(
+            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
+        )
+    other = [
+        f"{name} was {saved['identity'].get(name)!r}, is now {identity.get(name)!r}"
+        for name in sorted(saved["identity"].keys() | identity.keys())
+        if saved["identity"].get(name) != identity.get(name)
+    ]
+    if other:
+        raise UserError(
+            f"The checkpoint {path} belongs to another training: {'; '.join(other)}. Use its settings to go on with "
+            f"it. {_DELETE}"
+        )
+    state: dict[str, Any] = saved["state"]
+    return state
+
+
+def shapes_digest(model: nn.Module) -> str:
+    """Hex digest of names and shapes in the state of `model`."""
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+
+def weight_norms(model: nn.Module) -> Tensor:
+    """Norm of every parameter, float64 [parameters] on the CPU: tells networks of equal shapes apart.
+
+    Compare with a tolerance: weights computed on another machine differ in their last bits.
+    """
+    norms = [parameter.detach().double().norm().cpu() for parameter in model.parameters()]
+    return torch.stack(norms) if norms else torch.zeros(0, dtype=torch.float64)
+
+
+def copy_state(model: nn.Module) -> dict[str, Tensor]:
+    """Copies on the CPU of all tensors in the state of `model`, in standard layout."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in model.state_dict().items()
+    }

@@ -1,0 +1,181 @@
+"""Score a candidate: slice, recalibrate BatchNorm, score on the search split.
+
+Each step can be replaced by a function of the user's. The dense model is never changed: a scored subnet shares the
+storage of what is not cut, but owns its BatchNorm statistics. The same candidate gives the same score, bit for bit
+(one machine, one number of threads). Remembering scores is the controller's business.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from autoprune.data.base import Data, Inputs
+from autoprune.precision import autocast, device_of, resolve_precision
+from autoprune.recalibrate import NothingRecalibrated, own_statistics, recalibrate, tracking_layers
+from autoprune.running import EvaluationFailed, evaluation_mode, private_random
+from autoprune.scores import DivergenceFromDense, Score, accuracy
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.search_spaces.types import Candidate
+
+__all__ = ["SCORES", "EvaluationFailed", "Evaluator", "accuracy", "recalibrate"]
+
+SCORES = ("accuracy", "top5", "kl")
+
+
+class Sliceable(Protocol):
+    """What the evaluation asks of a search space."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    def materialise(self, candidate: Candidate, importance: str = "l2", *, share: bool = False) -> nn.Module: ...
+
+
+class Evaluator:
+    """Scores candidates of one study.
+
+    Args:
+        space: slices the dense model.
+        data: `calibration` gives the inputs of recalibration, `search` the samples of the score.
+        score: "accuracy", "top5" (both in [0, 1]), "kl" (minus nats), or a function (model, batches) -> float, called
+            under `torch.no_grad` and the precision's autocast with the model in evaluation mode; it moves its batches
+            to the model's device itself. Higher is better.
+        importance: criterion by which units are kept.
+        recalibration_samples: training samples for the BatchNorm statistics of every candidate; 0 turns it off.
+        seed: seeds the global generators while a candidate is scored, for models and functions that draw from them.
+        precision: "auto", "fp32" or "bf16"; decided once, on the dense model.
+        materialise: replaces slicing: candidate -> network of its own storage.
+        recalibrate: replaces recalibration: (network, batches of inputs) -> number of layers changed. The network then
+            shares no storage with the dense model, whatever the function does to it.
+
+    Attributes:
+        precision: what is used, "fp32" or "bf16".
+
+    Raises:
+        UserError: an unknown score or precision, or a negative number of samples.
+    """
+
+    def __init__(
+        self,
+        space: Sliceable,
+        data: Data,
+        *,
+        score: str | Score = "accuracy",
+        importance: str = "l2",
+        recalibration_samples: int = 2000,
+        seed: int = 0,
+        precision: str = "auto",
+        materialise: Callable[[Candidate], nn.Module] | None = None,
+        recalibrate: Callable[[nn.Module, Sequence[Inputs]], int] | None = None,
+    ) -> None:
+        if recalibration_samples < 0:
+            raise UserError(f"`recalibration_samples >= 0` must hold, but got {recalibration_samples}.")
+        self.space, self.data = space, data
+        self.importance, self.recalibration_samples, self.seed = importance, recalibration_samples, seed
+        self.precision = resolve_precision(precision, space.model)
+        self._materialise, self._recalibrate = materialise, recalibrate
+        self._score = self._resolve(score)
+        self.score_name = score if isinstance(score, str) else getattr(score, "__qualname__", type(score).__name__)
+        self.num_norms = len(tracking_layers(space.model))
+        if recalibration_samples and not self.num_norms and recalibrate is None:
+            warnings.warn(
+                "The model has no BatchNorm layer that keeps statistics: candidates are scored without recalibration.",
+                NothingRecalibrated,
+                stacklevel=2,
+            )
+
+    @cached_property
+    def score_dense(self) -> float:
+        """Score of the dense model as it is: neither sliced nor recalibrated."""
+        return self.score(self.space.model)
+
+    def evaluate(self, candidate: Candidate) -> float:
+        """Return the score of a candidate on the search split.
+
+        Raises:
+            EvaluationFailed: outputs or score are NaN or infinite.
+            UserError: model, data and score do not fit each other.
+        """
+        with private_random(self._device, self.seed):
+            model = self._build(candidate, share=True)
+        return self.score(model)
+
+    def subnet(self, candidate: Candidate) -> nn.Module:
+        """Return the candidate's network, recalibrated, in evaluation mode, with storage of its own: what fine-tuning
+        starts from.
+        """
+        with private_random(self._device, self.seed):
+            return self._build(candidate, share=False).eval()
+
+    def score(self, model: nn.Module) -> float:
+        """Score a network on the search split; see `evaluate` for what is raised."""
+        with private_random(self._device, self.seed, 1):
+            value = self._score(model)
+        if not math.isfinite(value):
+            raise EvaluationFailed(f"the score {self.score_name} is {value}")
+        return value
+
+    def describe(self) -> dict[str, Any]:
+        """What the scores are: for the report and the run folder."""
+        return {
+            "score": self.score_name,
+            "split": "search",
+            "precision": self.precision,
+            "device": str(self._device),
+            "importance": self.importance,
+            "recalibration_samples": self.recalibration_samples,
+            "recalibrated_layers": self.num_norms if self.recalibration_samples else 0,
+        }
+
+    @property
+    def _device(self) -> torch.device:
+        return device_of(self.space.model)
+
+    @cached_property
+    def _calibration(self) -> list[Inputs]:
+        return self.data.calibration(self.recalibration_samples)
+
+    def _build(self, candidate: Candidate, *, share: bool) -> nn.Module:
+        share = share and self._recalibrate is None
+        if self._materialise is not None:
+            model = self._materialise(candidate)
+        else:
+            model = self.space.materialise(candidate, self.importance, share=share)
+        own_statistics(model)
+        if not self.recalibration_samples:
+            return model
+        if self._recalibrate is not None:
+            self._recalibrate(model, self._calibration)
+        elif self.num_norms:
+            recalibrate(model, self._calibration, precision=self.precision)
+        return model
+
+    def _resolve(self, score: str | Score) -> Callable[[nn.Module], float]:
+        search, precision = self.data.search, self.precision
+        if callable(score):
+            return lambda model: self._call(score, model)
+        if score == "kl":
+            from_dense = DivergenceFromDense(self.space.model, precision)
+            return lambda model: from_dense(model, search)
+        if score not in SCORES:
+            raise unknown("score", score, SCORES)
+        k = 5 if score == "top5" else 1
+        return lambda model: accuracy(model, search, precision=precision, k=k)
+
+    def _call(self, score: Score, model: nn.Module) -> float:
+        with evaluation_mode(model), torch.no_grad(), autocast(self.precision, self._device):
+            value = score(model, self.data.search)
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"The scoring function {self.score_name} must return a number, higher is better, but it returned "
+                f"{value!r}."
+            ) from None
