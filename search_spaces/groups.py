@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autoprune.search_spaces.labels import Field, Labels, Solution, Ties
-from autoprune.search_spaces.tracer import Trace
+from autoprune.search_spaces.tracer import TensorSpec, Trace, map_specs
 from autoprune.search_spaces.types import Frozen, Group, IntArray
 
 
@@ -69,12 +69,13 @@ def collect_fields(traces: Sequence[Trace], parameters: Mapping[str, Labels]) ->
     """Each distinct field (by its atoms) of parameters, of ops and of storages, once."""
     found: dict[bytes, Field] = {}
     all_labels: list[Labels] = [*parameters.values()]
+    specs: list[TensorSpec] = []
     for trace in traces:
-        all_labels += [storage.labels for storage in trace.storages]
+        specs += trace.storages
         for op in trace.ops:
-            all_labels += [spec.labels for spec in op.outputs]
+            map_specs((op.args, op.kwargs, op.outputs), specs.append)
             all_labels += [tuple(s for s in product if isinstance(s, Field)) for product in op.macs]
-    for labels in all_labels:
+    for labels in (*all_labels, *(spec.labels for spec in specs)):
         for f in labels:
             found.setdefault(f.atoms.tobytes(), f)
     return list(found.values())

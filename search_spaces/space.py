@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +27,7 @@ from autoprune.search_spaces.labels import Labels, Ties
 from autoprune.search_spaces.projection import project
 from autoprune.search_spaces.proof import failing_groups
 from autoprune.search_spaces.runs import trace_model
-from autoprune.search_spaces.tracer import Op, ParameterLabels, Trace
+from autoprune.search_spaces.tracer import Op, ParameterLabels, TensorSpec, Trace, map_specs
 from autoprune.search_spaces.types import Candidate, CostModel, Costs, FloatArray, Frozen, Group, IntArray
 
 
@@ -153,10 +154,23 @@ class SearchSpace:
         """The feasible candidate nearest to the wished keep ratios [G], as large as the budget allows."""
         return project(self, wishes, budget)
 
-    @property
+    @cached_property
     def ops(self) -> tuple[Op, ...]:
-        """The ATen calls of one forward pass, in order, with labelled shapes."""
-        return tuple(self._trace.ops)
+        """The ATen calls of one forward pass, in order; their shapes are labelled where a cut can change them."""
+        varies = self.counts.per_unit.any(axis=1)
+
+        def reduced(spec: TensorSpec) -> TensorSpec:
+            return replace(spec, labels=tuple(f for f in spec.labels if varies[self.counts.row(f)]))
+
+        return tuple(
+            replace(
+                op,
+                args=map_specs(op.args, reduced),
+                kwargs=map_specs(op.kwargs, reduced),
+                outputs=map_specs(op.outputs, reduced),
+            )
+            for op in self._trace.ops
+        )
 
     # -- surgery --------------------------------------------------------------------------------------------------
 

@@ -221,10 +221,19 @@ def tensors(tree: Any) -> Iterator[Tensor]:
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     """The same nesting of tuples, lists and dicts with each tensor replaced."""
-    if isinstance(tree, Tensor):
+    return _map(tree, Tensor, function)
+
+
+def map_specs(tree: Any, function: Callable[[TensorSpec], Any]) -> Any:
+    """The same nesting with each recorded tensor replaced."""
+    return _map(tree, TensorSpec, function)
+
+
+def _map(tree: Any, leaf: type, function: Callable[[Any], Any]) -> Any:
+    if isinstance(tree, leaf):
         return function(tree)
     if isinstance(tree, dict):
-        return {key: map_tensors(value, function) for key, value in tree.items()}
+        return {key: _map(value, leaf, function) for key, value in tree.items()}
     if type(tree) in (tuple, list):
-        return type(tree)(map_tensors(value, function) for value in tree)
+        return type(tree)(_map(value, leaf, function) for value in tree)
     return tree
