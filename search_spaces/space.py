@@ -157,7 +157,7 @@ class SearchSpace:
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """The ATen calls of one forward pass, in order; their shapes are labelled where a cut can change them."""
-        varies = self.counts.per_unit.any(axis=1)
+        varies = np.count_nonzero(self.counts.per_unit, axis=1) > 0
 
         def reduced(spec: TensorSpec) -> TensorSpec:
             return replace(spec, labels=tuple(f for f in spec.labels if varies[self.counts.row(f)]))
