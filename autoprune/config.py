@@ -1,0 +1,179 @@
+"""`config.toml`: everything a search needs to go on, readable and written by people.
+
+Objects that cannot be written down (a module, data loaders, a scoring function handed over in Python) leave their
+fingerprint here instead; `resume` asks for them again and compares.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from autoprune.files import atomic_write
+from autoprune.search_spaces.errors import UserError, unknown
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FORMAT = 1
+"""Format of the run folder; a run of another format is refused, never guessed at."""
+
+FILE = "config.toml"
+
+FROM_PYTHON = "python"
+"""Stands for a scoring function that was handed over in Python."""
+
+# How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
+_TABLES: dict[str, tuple[str, ...]] = {
+    "run": ("format", "versions", "fingerprints"),
+    "model": ("model", "model_args", "weights", "device"),
+    "data": ("data", "data_root", "search_size", "batch_size"),
+    "search": ("budget", "agent", "agent_options", "trials", "seed", "sweep"),
+    "score": ("score", "importance", "recalibration_samples", "precision"),
+    "latency": ("latency_batch", "latency_threads", "latency_repeats"),
+    "result": ("points", "finetune", "formats"),
+}
+
+# Stored as lists of NAME=VALUE with the value in JSON, as typed on the command line: TOML has no word for None.
+_ARGUMENTS = {"model_args", "agent_options", "finetune"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchConfig:
+    """The settings of one search.
+
+    Attributes:
+        budget: limits as typed, for example ``("macs=0.5x", "latency=8ms")``.
+        model: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:function``; None for a module from Python.
+        weights: file of the dense weights; None where the model brings its own.
+        device: ``cpu`` or ``cuda``: where the model runs and latency is measured.
+        data: name of a data set or ``package.module:function``; None for loaders from Python.
+        search_size: samples (int) or share (float) of the training data that make the search split; None: default.
+        agent: name of the agent; `agent_options` are its own settings.
+        trials: planned number of trials, those already done included.
+        sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8)`` gives a front of several sizes.
+        score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
+        recalibration_samples: training samples for the BatchNorm statistics of every candidate.
+        latency_batch, latency_threads, latency_repeats: how latency is measured.
+        points: front points that are fine-tuned and exported.
+        finetune: settings of `FineTune`; None for none.
+        formats: what each point is exported to beside the folder itself.
+        fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused.
+        versions: of autoprune and torch when the run was made.
+        format: of the run folder.
+    """
+
+    budget: tuple[str, ...]
+    model: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
+    device: str = "cpu"
+    data: str | None = None
+    data_root: str | None = None
+    search_size: int | float | None = None
+    batch_size: int = 128
+    agent: str = "tpe"
+    agent_options: dict[str, Any] = field(default_factory=dict)
+    trials: int = 100
+    seed: int = 0
+    sweep: tuple[float, ...] = (1.0,)
+    score: str = "accuracy"
+    importance: str = "l2"
+    recalibration_samples: int = 2000
+    precision: str = "auto"
+    latency_batch: int = 1
+    latency_threads: int = 1
+    latency_repeats: int = 30
+    points: int = 4
+    finetune: dict[str, Any] | None = None
+    formats: tuple[str, ...] = ()
+    fingerprints: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("trials", 1),
+            ("points", 1),
+            ("batch_size", 1),
+            ("latency_batch", 1),
+            ("latency_threads", 1),
+            ("latency_repeats", 1),
+            ("seed", 0),
+            ("recalibration_samples", 0),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+        if not self.sweep or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.sweep):
+            raise UserError(f"`sweep` must hold shares of the budget above 0 and at most 1, but got {self.sweep!r}.")
+
+    def write(self, folder: Path) -> None:
+        """Write `config.toml` into `folder`, atomically."""
+        values = {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
+        for name in _ARGUMENTS & values.keys():
+            values[name] = [f"{key}={json.dumps(value)}" for key, value in values[name].items()]
+        tables = {table: {name: values[name] for name in names if name in values} for table, names in _TABLES.items()}
+        text = "# Written by autoprune; `autoprune resume` reads it. Delete the folder to start afresh.\n\n"
+        atomic_write(folder / FILE, text + tomli_w.dumps(tables))
+
+    @classmethod
+    def read(cls, folder: Path) -> SearchConfig:
+        """Read the configuration of a run folder.
+
+        Raises:
+            UserError: `folder` is not a run folder, was made by another format, or its file cannot be read.
+        """
+        path = folder / FILE
+        try:
+            tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(_not_a_run(folder)) from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged: {error}. Mend that line, or restore the file.") from None
+        found = tables["run"].get("format") if isinstance(tables.get("run"), dict) else None
+        if found != FORMAT:
+            raise UserError(
+                f"{folder} was made by another version of autoprune (run format {found!r}, this one reads {FORMAT}). "
+                f"Install that version to go on with it, or start a new run."
+            )
+        return cls._from_tables(tables, path)
+
+    @classmethod
+    def _from_tables(cls, tables: Mapping[str, Any], path: Path) -> SearchConfig:
+        values: dict[str, Any] = {}
+        for table, entries in tables.items():
+            if table not in _TABLES or not isinstance(entries, dict):
+                raise unknown(f"table in {path}:", table, _TABLES)
+            for name, value in entries.items():
+                if name not in _TABLES[table]:
+                    raise unknown(f"setting in table [{table}] of {path}:", name, _TABLES[table])
+                values[name] = tuple(value) if isinstance(value, list) else value
+        for name in _ARGUMENTS & values.keys():
+            values[name] = _read_arguments(values[name], path)
+        required = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
+        for name in sorted(required - values.keys()):
+            raise UserError(f"{path} lacks the setting {name!r}. Restore the file.")
+        return cls(**values)
+
+
+def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:
+    try:
+        pairs = [text.partition("=") for text in texts]
+        return {name: json.loads(value) for name, _, value in pairs}
+    except (AttributeError, ValueError):
+        raise UserError(f"{path} must hold NAME=VALUE texts, VALUE in JSON, but got {list(texts)!r}.") from None
+
+
+def _not_a_run(folder: Path) -> str:
+    if not folder.exists():
+        return f"There is no run folder {folder}. Start one with `autoprune search ... --run {folder}`."
+    return f"{folder} is not a run folder (no {FILE} in it). Give a folder that `autoprune search --run` made."

@@ -1,0 +1,148 @@
+"""The Pareto front: who is dominated by nobody, how much the front covers, which points to show.
+
+Objective arrays have shape [n, objectives] and are all minimised: a score enters negated (`objective_array`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autoprune.agents.base import Trial
+from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from autoprune.measure import Latency
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """A subnet of the front, finished: fine-tuned where asked, measured, exported.
+
+    Attributes:
+        trial: number of the trial that found it.
+        candidate: level index per group.
+        costs: ``macs``, ``params``, ``memory`` (bytes) and, where there is a table, ``latency`` (predicted, ms).
+        score: of the search, before fine-tuning, on `split`; higher is better.
+        split: the data that `score` was taken on.
+        latency: measured on this device; None where it was not measured.
+        misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
+            but is not a solution.
+        finetuned: score on `split` after fine-tuning; None without.
+        test_before, test_after: accuracy in [0, 1] on the test split before and after fine-tuning; None where there
+            is no test split or no fine-tuning.
+        path: the exported folder.
+    """
+
+    trial: int
+    candidate: Candidate
+    costs: dict[str, float]
+    score: float
+    split: str = "search"
+    latency: Latency | None = None
+    misses: tuple[str, ...] = ()
+    finetuned: float | None = None
+    test_before: float | None = None
+    test_after: float | None = None
+    path: Path | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The point in the words of JSON."""
+        return {
+            **asdict(self),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "path": None if self.path is None else str(self.path),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FrontPoint:
+        """Undo `to_dict`."""
+        from autoprune.measure import Latency
+
+        return cls(
+            **{
+                **values,
+                "candidate": tuple(values["candidate"]),
+                "misses": tuple(values["misses"]),
+                "latency": None if values["latency"] is None else Latency.from_dict(values["latency"]),
+                "path": None if values["path"] is None else Path(values["path"]),
+            }
+        )
+
+
+def objective_array(trials: Sequence[Trial], costs: Sequence[str]) -> FloatArray:
+    """Objectives to minimise, shape [trials, 1 + costs]: minus the score, then each cost of `costs`."""
+    rows = [[-(trial.score or 0.0), *(trial.costs[name] for name in costs)] for trial in trials]
+    return np.array(rows, dtype=np.float64).reshape(len(trials), 1 + len(costs))
+
+
+def non_dominated(objectives: FloatArray) -> IntArray:
+    """Indices, ascending, of the rows that no other row dominates; of equal rows the first.
+
+    A row dominates another if it is nowhere larger and somewhere smaller.
+    """
+    count = len(objectives)
+    keep = np.ones(count, dtype=bool)
+    for index in range(count):
+        no_larger = (objectives <= objectives[index]).all(axis=1)
+        smaller = (objectives < objectives[index]).any(axis=1)
+        twin_before = ~smaller & (np.arange(count) < index)
+        keep[index] = not (no_larger & (smaller | twin_before)).any()
+    return np.flatnonzero(keep)
+
+
+def hypervolume(objectives: FloatArray, reference: FloatArray) -> float:
+    """Volume that the rows dominate below `reference`, exact, by slicing along the last objective.
+
+    Source: Zitzler & Thiele 1998, "Multiobjective optimization using evolutionary algorithms"; the slicing is While
+    et al. 2006, "A faster algorithm for calculating hypervolume" (HSO). Exponential in the number of objectives:
+    meant for two to four.
+    """
+    inside = objectives[(objectives < reference).all(axis=1)]
+    if len(inside) == 0:
+        return 0.0
+    if inside.shape[1] == 1:
+        return float(reference[0] - inside.min())
+    inside = inside[np.argsort(inside[:, -1], kind="stable")]
+    edges = np.append(inside[:, -1], reference[-1])
+    slices = zip(range(1, len(inside) + 1), np.diff(edges), strict=True)
+    return sum(hypervolume(inside[:count, :-1], reference[:-1]) * float(depth) for count, depth in slices if depth)
+
+
+def knee(objectives: FloatArray) -> int:
+    """Row where the first objective gains most per loss in the others: nearest to the ideal in normalised units."""
+    return int(_normalised(objectives).sum(axis=1).argmin())
+
+
+def front(trials: Sequence[Trial], costs: Sequence[str]) -> list[Trial]:
+    """The complete trials that no other dominates in score and `costs`, best score first."""
+    complete = [trial for trial in trials if trial.state == "complete"]
+    kept = [complete[index] for index in non_dominated(objective_array(complete, costs))]
+    return sorted(kept, key=lambda trial: (-(trial.score or 0.0), trial.number))
+
+
+def choose(trials: Sequence[Trial], costs: Sequence[str], count: int) -> list[Trial]:
+    """At most `count` trials of a front: the first, then always the one that adds most hypervolume to those taken.
+
+    Objectives are scaled to [0, 1] over the front; the reference lies a tenth beyond its worst values, so that a trade
+    of much score for little cost adds next to nothing.
+    """
+    if len(trials) <= count:
+        return list(trials)
+    places = _normalised(objective_array(trials, costs))
+    reference = np.full(places.shape[1], 1.1)
+    taken = [0]
+    while len(taken) < count:
+        rest = [index for index in range(len(trials)) if index not in taken]
+        taken.append(max(rest, key=lambda index: hypervolume(places[[*taken, index]], reference)))
+    return [trials[index] for index in sorted(taken)]
+
+
+def _normalised(objectives: FloatArray) -> FloatArray:
+    low, high = objectives.min(axis=0), objectives.max(axis=0)
+    scaled: FloatArray = (objectives - low) / np.where(high > low, high - low, 1.0)
+    return scaled

@@ -1,0 +1,59 @@
+"""One process per run folder: an exclusive `flock`, which the kernel releases however the process ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from types import TracebackType
+
+from autoprune.search_spaces.errors import UserError
+
+_held: set[int] = set()
+
+
+class FolderLock:
+    """Holds ``folder/lock`` from construction until `release`; usable as a context manager.
+
+    Raises:
+        UserError: another process holds it; the message names its process id.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._descriptor: int | None = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(self._descriptor, 32).decode(errors="replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise UserError(
+                f"{folder} is in use by process {owner}. Wait until it ends, or stop it with `kill {owner}`."
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"{os.getpid()}\n".encode())
+        _held.add(self._descriptor)
+
+    def release(self) -> None:
+        """Give the folder back; the file stays, since deleting it would let two processes lock different files."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _close_in_child() -> None:
+    # A forked data-loading worker inherits the descriptor and would hold the lock after its parent was killed.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

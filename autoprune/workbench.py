@@ -1,0 +1,234 @@
+"""Everything a search works with, put together from its configuration: model, data, space, evaluator, budget.
+
+What the configuration cannot hold, the caller hands over again; `check_same` then makes sure that it is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.config import FROM_PYTHON, SearchConfig
+from autoprune.data import Data, data_from_loaders, load_data, to_device
+from autoprune.evaluate import SCORES, Evaluator
+from autoprune.importing import import_function
+from autoprune.latency import LatencyTable
+from autoprune.models import ModelSource, input_channels
+from autoprune.precision import device_of
+from autoprune.scores import Score
+from autoprune.search_spaces import CRITERIA, Budget, SearchSpace, UserError, trace
+from autoprune.search_spaces.errors import unknown
+
+TABLE = Path("profile") / "latency.json"
+"""Where a run folder keeps its latency table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """What the caller handed over in Python; None for what the configuration names."""
+
+    model: nn.Module | None = None
+    data: Data | None = None
+    example_inputs: Any = None
+    score: Score | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workbench:
+    """The parts of one search, ready for use.
+
+    Attributes:
+        score: name or function by which candidates are scored.
+        source: how the dense model is built again; None for a module from Python.
+        table: predicts latency; None where no budget limits it.
+    """
+
+    config: SearchConfig
+    score: str | Score
+    source: ModelSource | None
+    data: Data
+    space: SearchSpace
+    evaluator: Evaluator
+    budget: Budget
+    table: LatencyTable | None = None
+
+
+def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
+    """Build, load and trace.
+
+    Raises:
+        UserError: something cannot be found, does not fit the rest, or was handed over in Python and is missing now.
+    """
+    budget = Budget.parse(config.budget)
+    if config.importance not in CRITERIA:
+        raise unknown("importance", config.importance, CRITERIA)
+    score = objects.score or _score(config.score)
+    source = None if config.model is None else ModelSource(config.model, config.model_args, config.weights)
+    model = objects.model
+    if model is None:
+        if source is None:
+            raise _missing("a module", "model=...")
+        model = source.build().to(usable_device(config.device))
+    data = objects.data
+    if data is None:
+        if config.data is None:
+            raise _missing("data loaders", "train=... or data=...")
+        # Not split by the study's seed: a study with another seed must not score on what the dense model learnt from.
+        data = load_data(
+            config.data,
+            root=config.data_root,
+            search_size=config.search_size,
+            batch_size=config.batch_size,
+            channels=input_channels(model),
+        )
+    example = objects.example_inputs
+    if example is None:
+        example = to_device(data.example(config.latency_batch), device_of(model))
+    space = trace(model, example)
+    evaluator = Evaluator(
+        space,
+        data,
+        score=score,
+        importance=config.importance,
+        recalibration_samples=config.recalibration_samples,
+        seed=config.seed,
+        precision=config.precision,
+    )
+    return Workbench(
+        config=config, score=score, source=source, data=data, space=space, evaluator=evaluator, budget=budget
+    )
+
+
+def handed_over(
+    config: SearchConfig,
+    *,
+    model: nn.Module | None = None,
+    data: Data | str | None = None,
+    train: Iterable[Any] | None = None,
+    search: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    score: str | Score | None = None,
+) -> Objects:
+    """Collect what was given in Python, loaders as a `Data`; what was given by name is in the configuration.
+
+    Raises:
+        UserError: data is given twice or in part, or the loaders cannot be used.
+    """
+    own = data if isinstance(data, Data) else None
+    if train is not None:
+        if data is not None:
+            raise UserError("Give either `data` or the loaders `train`, `search`, `test`, not both.")
+        own = data_from_loaders(train, search, test, search_fraction=config.search_size)
+    elif search is not None or test is not None:
+        raise UserError("Loaders for `search` or `test` need one for `train` beside them.")
+    return Objects(
+        model=model, data=own, example_inputs=example_inputs, score=None if isinstance(score, str) else score
+    )
+
+
+def rebuild_workbench(config: SearchConfig, objects: Objects, run: Path) -> Workbench:
+    """As `make_workbench`, for a run that exists.
+
+    Raises:
+        UserError: also where model, weights or data are not those the run began with.
+    """
+    bench = make_workbench(config, objects)
+    check_same(config.fingerprints, fingerprints(bench), run)
+    return bench
+
+
+def usable_device(name: str) -> str:
+    """Resolve ``auto``, and refuse a device that is not here.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name not in ("cpu", "cuda"):
+        raise unknown("device", name, ["auto", "cpu", "cuda"])
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("The device 'cuda' is not available here. Choose device 'cpu', or run where there is a GPU.")
+    return name
+
+
+def fingerprints(workbench: Workbench) -> dict[str, str]:
+    """Digests of what a resumed search must find unchanged."""
+    return {
+        "space": workbench.space.fingerprint,
+        "weights": weights_fingerprint(workbench.space.model),
+        "data": workbench.data.fingerprint,
+    }
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Hex digest of the names, types and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> None:
+    """Refuse to go on with a run whose weights, data or model are not those it began with.
+
+    Raises:
+        UserError: naming what changed.
+    """
+    described = {
+        "weights": "The dense weights are not those",
+        "data": "The data (its name, size, split or first batch) is not that",
+        "space": "The model's prunable groups or parameter shapes are not those",
+    }
+    for name in described:
+        if before.get(name) != now[name]:
+            raise UserError(
+                f"{described[name]} the run {run} began with: its trials would not be comparable with new ones. "
+                f"Restore what was changed (see {run / 'config.toml'}), or start a new run."
+            )
+
+
+def use_table(workbench: Workbench, table: LatencyTable) -> Workbench:
+    """The same workbench with predicted latency as a further cost."""
+    workbench.space.add_cost("latency", table.predictor(workbench.space))
+    return replace(workbench, table=table)
+
+
+def load_table(run: Path) -> LatencyTable:
+    """Read the latency table of a run.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another device.
+    """
+    again = f"Measure again on this device: autoprune resume {run} --measure-latency."
+    if not (run / TABLE).is_file():
+        raise UserError(f"The budget limits latency, but {run} holds no latency table ({TABLE}). {again}")
+    try:
+        return LatencyTable.load(run / TABLE)
+    except UserError as error:
+        raise UserError(f"{error} {again}") from None
+
+
+def _score(name: str) -> str | Score:
+    if name in SCORES:
+        return name
+    if name == FROM_PYTHON:
+        raise _missing("a scoring function", "score=...")
+    if ":" in name:
+        return import_function(name, "score")
+    raise unknown("score", name, [*SCORES, "package.module:function"])
+
+
+def _missing(what: str, argument: str) -> UserError:
+    return UserError(
+        f"This run was started from Python with {what}, which no file can hold. Go on from Python and hand it over "
+        f"again: autoprune.resume(run, {argument})."
+    )
