@@ -1,0 +1,204 @@
+"""`report.html`: one page that shows a whole run, offline, with nothing beside it.
+
+Everything that a user can name (run, model, groups, messages) is escaped, and the page's policy forbids it to load
+anything, so a report can be passed on.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import plotly.offline
+
+from autoprune.agents.base import Trial
+from autoprune.files import atomic_write
+from autoprune.front import FrontPoint
+from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
+from autoprune.report_sections import (
+    figures_section,
+    footnotes,
+    kept_caption,
+    kept_section,
+    models_section,
+    outcomes_section,
+    pairs_section,
+)
+from autoprune.report_style import STYLE
+from autoprune.search_spaces.budget import format_cost
+from autoprune.tables import (
+    COST_NAMES,
+    DenseFigures,
+    best_index,
+    final_score,
+    format_ratio,
+    format_score,
+    front_table,
+    point_name,
+)
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    config: Mapping[str, Any],
+    dense: DenseFigures,
+    trials: Sequence[Trial],
+    front: Sequence[FrontPoint],
+    keep_ratios: Sequence[Mapping[str, float]],
+    score: str = "accuracy",
+    limits: Mapping[str, float] | None = None,
+    finetune: Mapping[str, Any] | None = None,
+    environment: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the report, atomically.
+
+    Args:
+        path: usually ``runs/<name>/report.html``.
+        title: of the page: the name of the run.
+        config: settings to show; nested mappings become ``outer.inner``, None is left out. Its ``budget``, a list of
+            limits as typed, also stands in the headline.
+        dense: figures of the dense model.
+        trials: all of them, in number order.
+        front: finished points, in the order of their folders.
+        keep_ratios: kept / dense by group name, for each point of `front`.
+        score: name of the score that the search used.
+        limits: the budget by cost name, absolute.
+        finetune: settings of the fine-tuning that the points went through; None for none.
+        environment: device and versions.
+        notes: further lines for the footnotes.
+
+    Raises:
+        OSError: the disk is full or the folder may not be written.
+    """
+    assert len(keep_ratios) == len(front), "one dict of keep ratios for each point"
+    limits = limits or {}
+    y_range = score_range(dense=dense, trials=trials, points=front, score=score)
+    costs = ["macs"]
+    if any(p.latency is not None or "latency" in p.costs for p in front) or any("latency" in t.costs for t in trials):
+        costs.append("latency")
+    figures = [
+        front_figure(
+            cost, dense=dense, trials=trials, points=front, score=score, limit=limits.get(cost), y_range=y_range
+        )
+        for cost in costs
+    ]
+    below = num_below(trials, score, y_range)
+    hidden = f" {below} of {len(trials)} trials lie below the axis; double-click to see them." if below else ""
+    sections = [
+        _headline(title, dense, front, score, config.get("budget", ()), limits, len(trials)),
+        _section("Front", "Numbers are the points of the table below." + hidden, figures_section(figures, "front")),
+        _section("Models", "", models_section(front_table(dense, front, score=score), best_index(front))),
+        _section("Kept per layer", kept_caption(front), kept_section(front, keep_ratios)),
+        _section(
+            "Trials over time",
+            hidden.strip(),
+            figures_section([progress_figure(dense=dense, trials=trials, score=score, y_range=y_range)], "progress"),
+        ),
+        _section("What each trial became", "", outcomes_section(trials, score)),
+        '<div class="columns">',
+        _section("Configuration", "", pairs_section(config)),
+        _section("Environment", "", pairs_section(environment or {})),
+        "</div>",
+        _section("How to read the figures", "", footnotes(dense, front, score, finetune, notes)),
+    ]
+    atomic_write(path, _page(title, sections))
+
+
+def _page(title: str, sections: Sequence[str]) -> str:
+    return "\n".join(
+        [
+            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            f"<title>{html.escape(title)} · autoprune</title>",
+            f"<style>{STYLE}</style>",
+            f"<script>{plotly.offline.get_plotlyjs()}</script>",
+            "</head>\n<body>\n<main>",
+            *sections,
+            "</main>\n</body>\n</html>\n",
+        ]
+    )
+
+
+def _section(title: str, caption: str, body: str) -> str:
+    if not body:
+        return ""
+    text = f'<p class="caption">{caption}</p>' if caption else ""
+    return f"<section><h2>{title}</h2>{text}\n{body}</section>"
+
+
+def _headline(
+    title: str,
+    dense: DenseFigures,
+    front: Sequence[FrontPoint],
+    score: str,
+    typed: Sequence[str],
+    limits: Mapping[str, float],
+    num_trials: int,
+) -> str:
+    budget = ", ".join(f"{COST_NAMES.get(name, name)} ≤ {format_cost(name, value)}" for name, value in limits.items())
+    facts = [f"budget: {', '.join(typed)}" + (f" ({budget})" if budget else "")] if typed else []
+    facts.append(f"{num_trials} trials")
+    index = best_index(front)
+    if index is None:
+        facts.append("no point within the budget yet")
+        cards = ""
+    else:
+        facts.append(f"best point: {point_name(front[index], index)}")
+        cards = "".join(_cards(dense, front[index], score))
+    return (
+        f'<header><p class="brand">autoprune</p><h1>{html.escape(title)}</h1>'
+        f'<p class="facts">{html.escape(" · ".join(facts))}</p></header>\n<div class="cards">{cards}</div>'
+    )
+
+
+def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
+    """The best point against the dense model, one big figure each."""
+    dense_costs, latency, dense_latency = dense.get("costs", {}), point.latency, dense.get("latency")
+    for name in ("macs", "params"):
+        if name in point.costs:
+            before = dense_costs.get(name)
+            yield _card(
+                COST_NAMES[name],
+                None if before is None else format_cost(name, before),
+                format_cost(name, point.costs[name]),
+                format_ratio(point.costs[name], before),
+            )
+    if latency is not None:
+        ratio = f"{latency.ratio:.2f}×" if latency.ratio is not None else ""
+        threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
+        how = f"measured, batch {latency.batch}, {threads}"
+        before_ms = None if dense_latency is None else format_cost("latency", dense_latency.median_ms)
+        yield _card(
+            "latency", before_ms, format_cost("latency", latency.median_ms), ", ".join(filter(None, [ratio, how]))
+        )
+    tuned = ", fine-tuned" if point.finetuned is not None else ""
+    tested = point.test_before if point.finetuned is None else point.test_after
+    if tested is not None:
+        test = dense.get("test")
+        yield _card(
+            "accuracy",
+            None if test is None else format_score("accuracy", test),
+            format_score("accuracy", tested),
+            f"test split{tuned}",
+        )
+    else:
+        own = dense.get("score")
+        found = format_score(score, final_score(point))
+        yield _card(score, None if own is None else format_score(score, own), found, f"{point.split} split{tuned}")
+
+
+def _card(name: str, before: str | None, after: str, note: str) -> str:
+    arrow = "" if before is None else f'<span class="before">{html.escape(before)} →</span> '
+    return (
+        f'<div class="card"><p class="name">{html.escape(name)}</p><p class="value">{arrow}{html.escape(after)}</p>'
+        f'<p class="note">{html.escape(note)}</p></div>'
+    )

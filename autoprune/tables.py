@@ -1,0 +1,141 @@
+"""The figures of a run as text, the same in the report, on the card and in the terminal.
+
+Conventions: 1 MAC = 1 multiply-add = 2 FLOPs; ratios are to the dense model; scores name their split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from autoprune.front import FrontPoint
+from autoprune.search_spaces.budget import format_cost
+
+if TYPE_CHECKING:
+    from autoprune.measure import Latency
+
+COST_NAMES = {"macs": "MACs", "params": "parameters", "memory": "peak memory", "latency": "latency"}
+
+
+class DenseFigures(TypedDict, total=False):
+    """The dense model: `costs` as of a trial, `score` on the search split, `test` accuracy, measured `latency`."""
+
+    costs: dict[str, float]
+    score: float | None
+    test: float | None
+    latency: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in columns; the first column names the row. `groups` are headings over so many columns each.
+
+    A cell may have a second line: the share of the dense model's value.
+    """
+
+    groups: tuple[tuple[str, int], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def format_score(name: str, value: float | None) -> str:
+    """``98.21 %`` for shares of right answers (``accuracy``, ``top5``), four digits for other scores, – for none."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4g}"
+
+
+def is_share(name: str) -> bool:
+    """Whether a score is a share of right answers in [0, 1]."""
+    return name in ("accuracy", "top5")
+
+
+def format_ratio(value: float, dense: float | None) -> str:
+    """``0.25×`` of the dense model's, or nothing where that is unknown."""
+    return f"{value / dense:.2f}×" if dense else ""
+
+
+def point_name(point: FrontPoint, index: int) -> str:
+    """What a point is called: the name of its folder, else its place in the front."""
+    return str(index) if point.path is None else point.path.name
+
+
+def best_index(front: Sequence[FrontPoint]) -> int | None:
+    """The point to recommend: within the budget, best on the search split (never the test split), after fine-tuning."""
+    kept = [index for index, point in enumerate(front) if not point.misses]
+    return max(kept, key=lambda index: final_score(front[index]), default=None)
+
+
+def final_score(point: FrontPoint) -> float:
+    """Score on the search split of the model as it is exported."""
+    return point.score if point.finetuned is None else point.finetuned
+
+
+def front_table(dense: DenseFigures, front: Sequence[FrontPoint], *, score: str = "accuracy") -> Table:
+    """The dense model and every front point, in columns; a column in which every row is empty is left out.
+
+    Args:
+        score: name of the score that the search used.
+    """
+    columns = [*_cost_columns(dense, front), *_latency_columns(dense, front), *_score_columns(dense, front, score)]
+    if front:
+        kept = ["misses " + ", ".join(point.misses) if point.misses else "kept" for point in front]
+        columns.append(("", "budget", ["–", *kept]))
+    columns = [column for column in columns if any(cell not in ("–", "") for cell in column[2])]
+    names = ["dense", *(point_name(point, index) for index, point in enumerate(front))]
+    groups: list[tuple[str, int]] = [("", 1)]
+    for group, _, _ in columns:
+        if groups[-1][0] == group:
+            groups[-1] = (group, groups[-1][1] + 1)
+        else:
+            groups.append((group, 1))
+    rows = zip(names, *(cells for _, _, cells in columns), strict=True)
+    return Table(tuple(groups), ("model", *(column for _, column, _ in columns)), tuple(rows))
+
+
+_Column = tuple[str, str, list[str]]
+"""Heading of the group, of the column, and its cells."""
+
+
+def _cost_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Column]:
+    all_costs = [dense.get("costs", {}), *(point.costs for point in front)]
+
+    def cell(name: str, costs: Mapping[str, float]) -> str:
+        if name not in costs:
+            return "–"
+        ratio = "" if costs is all_costs[0] else format_ratio(costs[name], all_costs[0].get(name))
+        return f"{format_cost(name, costs[name])}\n{ratio}".strip()
+
+    return [
+        ("cost", COST_NAMES[name], [cell(name, costs) for costs in all_costs]) for name in ("macs", "params", "memory")
+    ]
+
+
+def _latency_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Column]:
+    predicted = [dense.get("costs", {}).get("latency"), *(point.costs.get("latency") for point in front)]
+    measured = [dense.get("latency"), *(point.latency for point in front)]
+
+    def ratio(latency: Latency) -> str:
+        return f"\n{latency.ratio:.2f}×" if latency.ratio is not None and latency is not measured[0] else ""
+
+    return [
+        ("latency", "predicted", ["–" if ms is None else format_cost("latency", ms) for ms in predicted]),
+        ("latency", "measured", ["–" if found is None else f"{found.short}{ratio(found)}" for found in measured]),
+    ]
+
+
+def _score_columns(dense: DenseFigures, front: Sequence[FrontPoint], score: str) -> list[_Column]:
+    split = front[0].split if front else "search"
+    first, test = dense.get("score"), dense.get("test")
+    before = [format_score(score, value) for value in (first, *(point.score for point in front))]
+    tested = [format_score("accuracy", value) for value in (test, *(point.test_before for point in front))]
+    name = score if is_share(score) or score == "kl" else "score"
+    columns = [(f"{name}, {split} split", "pruned", before)]
+    if any(point.finetuned is not None for point in front):
+        after = [format_score(score, point.finetuned) for point in front]
+        columns.append((columns[0][0], "fine-tuned", ["–", *after]))
+    columns.append(("accuracy, test split", "pruned", tested))
+    after = [format_score("accuracy", point.test_after) for point in front]
+    columns.append(("accuracy, test split", "fine-tuned", ["–", *after]))
+    return columns
