@@ -1,0 +1,59 @@
+"""Structured pruning of PyTorch models under a budget: search, fine-tune, export.
+
+    import autoprune as ap
+    result = ap.search(model, data="digits", budget=["macs=0.5x", "latency=8ms"], run="runs/first")
+
+Names load when used, so that ``autoprune --help`` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from autoprune.api import Result as Result
+    from autoprune.api import resume as resume
+    from autoprune.api import search as search
+    from autoprune.data import Data as Data
+    from autoprune.data import data_from_loaders as data_from_loaders
+    from autoprune.data import load_data as load_data
+    from autoprune.export import load as load
+    from autoprune.finetune import FineTune as FineTune
+    from autoprune.front import FrontPoint as FrontPoint
+    from autoprune.points import export_point as export_point
+    from autoprune.points import fine_tune as fine_tune
+    from autoprune.search_spaces import trace as trace
+    from autoprune.search_spaces.budget import Budget as Budget
+    from autoprune.search_spaces.errors import UserError as UserError
+
+_HOMES = {
+    "Budget": "autoprune.search_spaces.budget",
+    "Data": "autoprune.data",
+    "FineTune": "autoprune.finetune",
+    "FrontPoint": "autoprune.front",
+    "Result": "autoprune.api",
+    "UserError": "autoprune.search_spaces.errors",
+    "data_from_loaders": "autoprune.data",
+    "export_point": "autoprune.points",
+    "fine_tune": "autoprune.points",
+    "load": "autoprune.export",
+    "load_data": "autoprune.data",
+    "resume": "autoprune.api",
+    "search": "autoprune.api",
+    "trace": "autoprune.search_spaces",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

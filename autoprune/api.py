@@ -1,0 +1,304 @@
+"""`search` and `resume`, from Python; the command line calls them too.
+
+    import autoprune as ap
+
+    result = ap.search(model, train=loader, test=test_loader, budget=["macs=0.5x", "latency=8ms"], run="runs/first")
+    result = ap.resume("runs/first", trials=50, model=model, train=loader, test=test_loader)
+    small = ap.load("runs/first/front/0", model=model)
+
+Silent unless ``progress=RichProgress()`` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import autoprune
+from autoprune.agents import agent_class, make_agent
+from autoprune.agents.base import Trial
+from autoprune.config import FROM_PYTHON, SearchConfig
+from autoprune.controller import Controller, Seat
+from autoprune.data import Data
+from autoprune.files import remove_leftovers
+from autoprune.finetune import FineTune
+from autoprune.finish import FORMATS, finish
+from autoprune.finished import FOLDER, Dense, Finished
+from autoprune.front import FrontPoint
+from autoprune.latency import LatencyTable, describe
+from autoprune.models import ModelSource
+from autoprune.precision import device_of
+from autoprune.progress import NO_PROGRESS, Progress
+from autoprune.scores import Score
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.search_spaces.projection import check_budget
+from autoprune.study import Study, check_new
+from autoprune.tables import format_score
+from autoprune.workbench import (
+    TABLE,
+    Workbench,
+    fingerprints,
+    handed_over,
+    load_table,
+    make_workbench,
+    rebuild_workbench,
+    usable_device,
+    use_table,
+)
+
+DEFAULT_AGENT = "tpe"
+"""What ``agent="auto"`` stands for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        run: the run folder.
+        budget: that every trial and every point keeps, as predicted; `FrontPoint.misses` says which points do not as
+            measured.
+        dense: the dense model.
+        front: the finished points, best score first, each exported to its `path`.
+        trials: everything that was tried.
+    """
+
+    run: Path
+    budget: Budget
+    dense: Dense
+    front: tuple[FrontPoint, ...]
+    trials: tuple[Trial, ...]
+
+
+def search(
+    model: nn.Module | ModelSource | str,
+    *,
+    budget: Budget | str | Iterable[str],
+    run: str | Path,
+    data: Data | str | None = None,
+    train: Iterable[Any] | None = None,
+    search: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    agent: str = "auto",
+    agent_options: Mapping[str, Any] | None = None,
+    trials: int = 100,
+    seed: int = 0,
+    sweep: Sequence[float] = (1.0,),
+    score: str | Score = "accuracy",
+    importance: str = "l2",
+    recalibration_samples: int = 2000,
+    search_size: float | None = None,
+    batch_size: int = 128,
+    data_root: str | Path | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    latency_batch: int = 1,
+    latency_threads: int = 1,
+    latency_repeats: int = 30,
+    points: int = 4,
+    finetune: FineTune | None = None,
+    formats: Sequence[str] = (),
+    progress: Progress = NO_PROGRESS,
+) -> Result:
+    """Search the keep ratios of every group of channels, then finish and export the best subnets.
+
+    Args:
+        model: a module with its weights, which is never changed; ``torchvision:NAME``, ``timm:NAME``,
+            ``package.module:function``; or a `ModelSource` with arguments and weights.
+        budget: upper limits, for example ``["macs=0.5x", "latency=8ms"]``; every trial keeps all of them.
+        run: folder to make; holds everything (docs/guide.md lists what).
+        data: the name of a data set or a `Data`; or give loaders:
+        train, search, test: loaders of (inputs, targets) batches. Without `search` it is carved from `train`; `test`
+            is for final numbers only.
+        example_inputs: what the model is traced and its latency measured with: a tensor, a tuple of positional or a
+            dict of keyword arguments. None takes `latency_batch` samples of the training data.
+        agent: who proposes: ``auto``, ``tpe``, ``random``, ``uniform``; `agent_options` are its own.
+        trials: how many candidates to evaluate.
+        seed: of everything random; the same seed gives the same trials.
+        sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8, 0.6)`` for a front of several sizes.
+        score: ``accuracy``, ``top5``, ``kl`` (no labels needed), or a function (model, batches) -> float, higher is
+            better.
+        importance: by which units are ranked.
+        recalibration_samples: training samples for the BatchNorm statistics of every candidate.
+        search_size: samples (or their share) carved from the training data for scoring.
+        batch_size, data_root: of a data set given by name.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
+        latency_batch, latency_threads, latency_repeats: how latency is measured.
+        points: front points to finish and export at most.
+        finetune: settings; None for no fine-tuning.
+        formats: ``onnx`` and ``torch-export``, written beside each folder.
+        progress: `RichProgress()` shows bars.
+
+    Raises:
+        UserError: something given cannot be used; before the first trial, no folder is left behind.
+    """
+    path = Path(run)
+    check_new(path)
+    if data is None and train is None:
+        raise UserError("A search needs data: give `data`, the name of a data set or a `Data`, or the loader `train`.")
+    source = ModelSource(model) if isinstance(model, str) else model if isinstance(model, ModelSource) else None
+    own = model if isinstance(model, nn.Module) else None
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("format", name, FORMATS)
+    agent = DEFAULT_AGENT if agent == "auto" else agent
+    agent_class(agent)
+    config = SearchConfig(
+        budget=tuple(str(limit) for limit in _budget(budget).limits),
+        model=None if source is None else source.spec,
+        model_args={} if source is None else source.kwargs,
+        weights=None if source is None or source.weights is None else str(Path(source.weights).expanduser().absolute()),
+        device=usable_device(device) if own is None else device_of(own).type,
+        data=data if isinstance(data, str) else None,
+        data_root=None if data_root is None else str(Path(data_root).expanduser().absolute()),
+        search_size=search_size,
+        batch_size=batch_size,
+        agent=agent,
+        agent_options=dict(agent_options or {}),
+        trials=trials,
+        seed=seed,
+        sweep=tuple(sweep),
+        score=score if isinstance(score, str) else FROM_PYTHON,
+        importance=importance,
+        recalibration_samples=recalibration_samples,
+        precision=precision,
+        latency_batch=latency_batch,
+        latency_threads=latency_threads,
+        latency_repeats=latency_repeats,
+        points=points,
+        finetune=None if finetune is None else finetune.to_dict(),
+        formats=tuple(formats),
+        versions={"autoprune": autoprune.__version__, "torch": str(torch.__version__)},
+    )
+    objects = handed_over(
+        config,
+        model=own,
+        data=data,
+        train=train,
+        search=search,
+        test=test,
+        example_inputs=example_inputs,
+        score=score,
+    )
+    bench = make_workbench(config, objects)
+    tightest = bench.budget.scaled(min(config.sweep))
+    others = tuple(limit for limit in tightest.limits if limit.cost != "latency")
+    if others:
+        check_budget(bench.space, Budget(others))  # before minutes are spent on a table
+    _ = bench.evaluator.score_dense  # model and data fit each other, or this says why not
+    if len(others) < len(tightest.limits):
+        bench = use_table(bench, _measure_table(bench, progress))
+        check_budget(bench.space, tightest)
+    seats = _seats(bench)
+    config = replace(config, fingerprints=fingerprints(bench))
+    with Study.create(path, config, fill=lambda folder: _save_table(bench.table, folder)) as study:
+        return _go_on(study, replace(bench, config=config), seats, progress)
+
+
+def resume(
+    run: str | Path,
+    *,
+    trials: int | None = None,
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    train: Iterable[Any] | None = None,
+    search: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    score: Score | None = None,
+    measure_latency: bool = False,
+    progress: Progress = NO_PROGRESS,
+) -> Result:
+    """Go on with a search that was stopped or killed, or add trials to one that is done.
+
+    The result is that of a search that was never interrupted. What was handed over in Python must be handed over
+    again; what was given by name is loaded again.
+
+    Args:
+        run: the run folder.
+        trials: how many to add to the plan; None finishes the plan.
+        measure_latency: measure the latency table again, on this device. Trials made with another table stay.
+
+    Raises:
+        UserError: the folder cannot be used, or weights, data or model are not those the run began with.
+    """
+    if trials is not None and trials < 1:
+        raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
+    with Study.open(Path(run)) as study:
+        objects = handed_over(
+            study.config,
+            model=model,
+            data=data,
+            train=train,
+            search=search,
+            test=test,
+            example_inputs=example_inputs,
+            score=score,
+        )
+        bench = rebuild_workbench(study.config, objects, study.path)
+        if "latency" in bench.budget.costs:
+            if measure_latency:
+                bench = use_table(bench, _measure_table(bench, progress))
+                (study.path / TABLE).parent.mkdir(exist_ok=True)
+                _save_table(bench.table, study.path)
+            else:
+                bench = use_table(bench, load_table(study.path))
+        seats = _seats(bench)
+        if trials is not None:
+            study.plan(study.config.trials + trials)
+        return _go_on(study, replace(bench, config=study.config), seats, progress)
+
+
+def _go_on(study: Study, bench: Workbench, seats: Sequence[Seat], progress: Progress) -> Result:
+    trials = Controller(
+        study=study,
+        space=bench.space,
+        seats=seats,
+        budget=bench.budget,
+        evaluate=bench.evaluator.evaluate,
+        progress=progress,
+        label=lambda score: format_score(study.config.score, score),
+    ).run()
+    finished = Finished.read(study.path)
+    if finished is None or finished.num_trials != len(trials):
+        (study.path / FOLDER).mkdir(exist_ok=True)
+        remove_leftovers(study.path / FOLDER)
+        finished = finish(study, bench, progress)
+    return Result(
+        run=study.path, budget=bench.budget, dense=finished.dense, front=finished.points, trials=tuple(trials)
+    )
+
+
+def _seats(bench: Workbench) -> list[Seat]:
+    config = bench.config
+    return [
+        Seat(
+            make_agent(config.agent, bench.space, bench.budget.scaled(share), seed=config.seed, **config.agent_options),
+            share,
+        )
+        for share in config.sweep
+    ]
+
+
+def _measure_table(bench: Workbench, progress: Progress) -> LatencyTable:
+    table = LatencyTable.measure(bench.space, threads=bench.config.latency_threads, progress=progress)
+    progress.say(f"Latency table: {describe(table)}.")
+    return table
+
+
+def _save_table(table: LatencyTable | None, folder: Path) -> None:
+    if table is not None:
+        (folder / TABLE).parent.mkdir(exist_ok=True)
+        table.save(folder / TABLE)
+
+
+def _budget(budget: Budget | str | Iterable[str]) -> Budget:
+    return budget if isinstance(budget, Budget) else Budget.parse(budget)

@@ -1,0 +1,48 @@
+"""`card.md`: what an exported network is, what it costs, how good it is and on which data, for people."""
+
+from __future__ import annotations
+
+from autoprune.config import SearchConfig
+from autoprune.finished import Finished
+from autoprune.tables import front_table
+
+
+def card(index: int, finished: Finished, config: SearchConfig) -> str:
+    """Text of the ``card.md`` of point `index`."""
+    point = finished.points[index]
+    table = front_table(finished.figures(), [point], score=config.score)
+    groups = [name for name, span in table.groups for _ in range(span)]
+    dense, pruned = table.rows
+    lines = [
+        f"| {', '.join(filter(None, heading))} | {before} | {after} |".replace("\n", " ")
+        for *heading, before, after in list(zip(groups, table.columns, dense, pruned, strict=True))[1:]
+    ]
+    made = [
+        f"Cut by autoprune under the budget {', '.join(config.budget)}.",
+        f"Data: {config.data or 'handed over in Python'}.",
+        f"Trial {point.trial} of {finished.num_trials}; agent {config.agent}, seed {config.seed}.",
+    ]
+    if point.finetuned is not None and finished.finetune:
+        made.append(f"Fine-tuned for {finished.finetune.get('epochs')} epochs with the dense model as teacher.")
+    if point.latency is not None:
+        made.append(f"Latency: {point.latency}, on {point.latency.device}.")
+    made.append("1 MAC = 1 multiply-add = 2 FLOPs; memory is the peak of activations.")
+    given = "" if config.model is not None else ", model=dense_model"
+    return "\n".join(
+        [
+            f"# {config.model or 'Pruned model'}, point {index}",
+            "",
+            *made,
+            "",
+            "| | dense | this network |",
+            "|---|---|---|",
+            *lines,
+            "",
+            "```python",
+            "import autoprune",
+            "",
+            f'model = autoprune.load("."{given})',
+            "```",
+            "",
+        ]
+    )

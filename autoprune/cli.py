@@ -1,0 +1,286 @@
+"""The command line: `autoprune search`, `resume`, `show`, `finetune`, `export`, `trace`, `train`.
+
+Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
+that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from autoprune import cli_options as options
+from autoprune.cli_errors import guarded
+
+app = typer.Typer(
+    name="autoprune",
+    help="Prune PyTorch models under a budget: search per-layer ratios, fine-tune, export the front.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command that the process was started with."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import autoprune
+
+        typer.echo(f"autoprune {autoprune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(
+    epilog="Example: [b]autoprune search --model torchvision:resnet18 --data cifar10 --model-arg num_classes=10 "
+    "--weights dense.safetensors --budget latency=8ms --budget macs=0.5x --trials 60 --finetune-epochs 5 "
+    "--run runs/first[/]"
+)
+@guarded
+def search(
+    model: options.Model,
+    data: options.DataName,
+    budget: options.Budget,
+    run: options.NewRun,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    data_root: options.DataRoot = None,
+    search_size: options.SearchSize = None,
+    batch_size: options.BatchSize = 128,
+    agent: options.Agent = "tpe",
+    agent_arg: options.AgentArg = None,
+    trials: options.Trials = 100,
+    seed: options.Seed = 0,
+    sweep: options.Sweep = None,
+    score: options.Score = "accuracy",
+    importance: options.Importance = "l2",
+    recalibration_samples: options.RecalibrationSamples = 2000,
+    precision: options.Precision = "auto",
+    latency_batch: options.LatencyBatch = 1,
+    latency_threads: options.LatencyThreads = 1,
+    latency_repeats: options.LatencyRepeats = 30,
+    points: options.Points = 4,
+    format: options.Formats = None,
+    finetune_epochs: options.FineTuneEpochs = 0,
+    finetune_arg: options.FineTuneArg = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Search the ratios of every layer under a budget, then fine-tune and export the best subnets."""
+    from autoprune import api
+    from autoprune.models import ModelSource, parse_model_args
+    from autoprune.progress import RichProgress
+
+    result = api.search(
+        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
+        data=data,
+        data_root=data_root,
+        search_size=_size(search_size),
+        batch_size=batch_size,
+        budget=budget,
+        run=run,
+        agent=agent,
+        agent_options=parse_model_args(agent_arg or []),
+        trials=trials,
+        seed=seed,
+        sweep=tuple(sweep or (1.0,)),
+        score=score,
+        importance=importance,
+        recalibration_samples=recalibration_samples,
+        precision=precision,
+        device=device,
+        latency_batch=latency_batch,
+        latency_threads=latency_threads,
+        latency_repeats=latency_repeats,
+        points=points,
+        formats=format or (),
+        finetune=_fine_tune(finetune_epochs, finetune_arg),
+        progress=RichProgress(),
+    )
+    _shown(result.run, json)
+
+
+@app.command(epilog="Example: [b]autoprune resume runs/first --trials 40[/]")
+@guarded
+def resume(
+    run: options.Run,
+    trials: Annotated[
+        int | None, typer.Option(help="Trials to add to the plan. Default: finish the plan.", show_default=False)
+    ] = None,
+    measure_latency: Annotated[
+        bool, typer.Option("--measure-latency", help="Measure the latency table again, on this device.")
+    ] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Go on with a search that was stopped or killed, or add trials to one that is done."""
+    from autoprune import api
+    from autoprune.progress import RichProgress
+
+    result = api.resume(run, trials=trials, measure_latency=measure_latency, progress=RichProgress())
+    _shown(result.run, json)
+
+
+@app.command(epilog="Example: [b]autoprune show runs/first --trials[/]")
+@guarded
+def show(
+    run: options.Run,
+    trials: Annotated[bool, typer.Option("--trials", help="List every trial.")] = False,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show a run: the front, the budget, and what became of the trials. Computes nothing."""
+    _shown(run, json, every_trial=trials)
+
+
+@app.command(epilog="Example: [b]autoprune finetune runs/first --point best --epochs 5[/]")
+@guarded
+def finetune(
+    run: options.Run,
+    point: options.Point = "best",
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
+    finetune_arg: options.FineTuneArg = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fine-tune one point of the front, the dense model as teacher, and export it again in its place."""
+    from autoprune import points
+    from autoprune.progress import RichProgress
+    from autoprune.search_spaces.errors import UserError
+
+    settings = _fine_tune(epochs, finetune_arg)
+    if settings is None:
+        raise UserError(f"Fine-tuning takes at least 1 epoch, but got {epochs}. Set --epochs.")
+    points.fine_tune(run, settings, point=point, progress=RichProgress())
+    _shown(run, json)
+
+
+@app.command(epilog="Example: [b]autoprune export runs/first --point 2 --format onnx --out small.onnx[/]")
+@guarded
+def export(
+    run: options.Run,
+    point: options.Point = "best",
+    format: Annotated[str, typer.Option(help="folder, onnx or torch-export.")] = "folder",
+    out: Annotated[
+        Path | None, typer.Option(help="What to write. Default: named after run and point, in the current folder.")
+    ] = None,
+    debug: options.Debug = False,
+) -> None:
+    """Write one point of the front to a file or folder; it is read back and compared first."""
+    from autoprune import points
+
+    typer.echo(points.export_point(run, format, point=point, out=out))
+
+
+@app.command(epilog="Example: [b]autoprune trace --model torchvision:resnet50[/]")
+@guarded
+def trace(
+    model: options.Model,
+    model_arg: options.ModelArg = None,
+    data: options.OptionalDataName = None,
+    data_root: options.DataRoot = None,
+    input_shape: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxCxHxW",
+            help="Shape of a random input. Default: a sample of --data, else 1xCx224x224.",
+            rich_help_panel=options.DATA,
+        ),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show what can be pruned in a model: groups, units, MACs per layer, and what stays and why."""
+    from autoprune.cli_trace import print_trace
+    from autoprune.models import ModelSource, parse_model_args
+
+    print_trace(
+        ModelSource(model, parse_model_args(model_arg or [])),
+        data=data,
+        data_root=data_root,
+        shape=input_shape,
+        json=json,
+    )
+
+
+@app.command(
+    epilog="Example: [b]autoprune train --model autoprune.nets:digits_resnet --data digits --epochs 15 "
+    "--out dense.safetensors[/]"
+)
+@guarded
+def train(
+    model: options.Model,
+    data: options.DataName,
+    out: Annotated[Path, typer.Option(help="Weights to write, .safetensors.", show_default=False)],
+    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 10,
+    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 0.1,
+    finetune_arg: options.FineTuneArg = None,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = None,
+    device: options.Device = "auto",
+    data_root: options.DataRoot = None,
+    search_size: options.SearchSize = None,
+    batch_size: options.BatchSize = 128,
+    seed: Annotated[int, typer.Option(help="Of shuffling and augmentation.")] = 0,
+    debug: options.Debug = False,
+) -> None:
+    """Train a dense network from scratch, so that there is something to prune."""
+    from autoprune.models import ModelSource, parse_model_args
+    from autoprune.progress import RichProgress
+    from autoprune.train import train_dense
+
+    found = train_dense(
+        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
+        data,
+        out,
+        settings={"epochs": epochs, "lr": lr, **parse_model_args(finetune_arg or [])},
+        data_root=data_root,
+        search_size=_size(search_size),
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        progress=RichProgress(),
+    )
+    typer.echo(f"{out}: {found}")
+
+
+def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:
+    """The settings of `FineTune`, None for no epochs."""
+    from autoprune.models import parse_model_args
+    from autoprune.search_spaces.errors import UserError
+    from autoprune.training import FineTune
+
+    settings = FineTune.from_dict({"epochs": epochs, **parse_model_args(arguments or [])})
+    if settings.epochs == 0 and arguments:
+        raise UserError("Settings of fine-tuning were given, but no epochs. Set --finetune-epochs.")
+    return settings if settings.epochs else None
+
+
+def _size(value: float | None) -> float | None:
+    """A whole number of samples as an int, a share as it is."""
+    return int(value) if value is not None and value >= 1 and value == int(value) else value
+
+
+def _shown(run: Path, as_json: bool, *, every_trial: bool = False) -> None:
+    from autoprune.cli_show import print_json, print_run
+
+    if as_json:
+        print_json(run)
+    else:
+        print_run(run, every_trial=every_trial)

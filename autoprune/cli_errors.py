@@ -1,0 +1,68 @@
+"""What a command raises becomes one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec
+
+import typer
+from rich.console import Console
+
+P = ParamSpec("P")
+
+
+def guarded(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn what a command raises into one line on stderr and an exit code; ``--debug`` keeps the traceback."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        errors = Console(stderr=True, highlight=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
+                command(*args, **kwargs)
+        except KeyboardInterrupt:
+            errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise  # `autoprune show ... | head`: Typer ends quietly
+        except Exception as error:
+            if kwargs.get("debug"):
+                errors.print_exception()
+            text, code = _explained(error)
+            errors.print("[bold red]error:[/]", end=" ")
+            errors.print(text, markup=False, soft_wrap=True)
+            raise typer.Exit(code) from None
+
+    return run
+
+
+def _explained(error: Exception) -> tuple[str, int]:
+    from autoprune.search_spaces.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error), 2
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        kept = " What was finished before is stored." if error.errno == errno.ENOSPC else ""
+        return f"{error.strerror or error}{where}.{kept}", 2
+    return f"{type(error).__name__}: {error}. Run again with --debug to see where.", 1
+
+
+def _stopped(command: str, run: Any) -> str:
+    from autoprune.config import FILE
+
+    if command not in ("search", "resume"):
+        return "Stopped. The same command again goes on from what is stored."
+    if not isinstance(run, Path) or not (run / FILE).is_file():
+        return "Stopped. Nothing was stored."
+    from autoprune.study import Study
+
+    study = Study.read(run)
+    return (
+        f"Stopped. {len(study.trials)} of {study.config.trials} trials are stored. Go on with: autoprune resume {run}"
+    )

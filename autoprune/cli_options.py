@@ -1,0 +1,124 @@
+"""The options that several commands share, with their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "Model"
+DATA = "Data"
+SEARCH = "Search"
+SCORE = "Score"
+RESULT = "Result"
+LATENCY = "Latency"
+TRAINING = "Fine-tuning"
+
+Run = Annotated[Path, typer.Argument(help="The run folder.", show_default=False, metavar="RUN")]
+Point = Annotated[str, typer.Option(help="A point of the front: its number, or 'best'.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the Python traceback.")]
+
+Model = Annotated[
+    str,
+    typer.Option(
+        help="[b]torchvision:NAME[/], [b]timm:NAME[/] or [b]package.module:function[/].",
+        rich_help_panel=MODEL,
+        show_default=False,
+    ),
+]
+ModelArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Argument of the model's constructor; repeatable.", rich_help_panel=MODEL),
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Dense weights: .safetensors, or .pt read safely.", rich_help_panel=MODEL)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=MODEL)]
+
+DATA_HELP = (
+    "[b]digits[/], [b]mnist[/], [b]fashion-mnist[/], [b]cifar10[/], [b]cifar100[/], [b]imagefolder:DIR[/] or "
+    "[b]package.module:function[/] that returns loaders."
+)
+DataName = Annotated[
+    str, typer.Option("--data", help=DATA_HELP, rich_help_panel=DATA, show_default=False, metavar="DATA")
+]
+OptionalDataName = Annotated[
+    str | None, typer.Option("--data", help=DATA_HELP, rich_help_panel=DATA, show_default=False, metavar="DATA")
+]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data sets.", rich_help_panel=DATA)]
+SearchSize = Annotated[
+    float | None,
+    typer.Option(
+        help="Training samples (or a share below 1) set apart to score candidates. Default: 10 %, at most 10,000.",
+        rich_help_panel=DATA,
+    ),
+]
+BatchSize = Annotated[int, typer.Option(help="Samples a batch.", rich_help_panel=DATA)]
+
+FineTuneArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Setting of fine-tuning, for example lr=0.01, optimizer=adamw, ema=0.999; repeatable.",
+        rich_help_panel=TRAINING,
+    ),
+]
+
+Budget = Annotated[
+    list[str],
+    typer.Option(
+        metavar="COST=LIMIT",
+        help="Upper limit on [b]macs[/], [b]flops[/], [b]params[/], [b]memory[/] or [b]latency[/]: macs=0.5x, "
+        "params=2M, memory=4MB, latency=8ms. Repeatable; every trial keeps all of them.",
+        rich_help_panel=SEARCH,
+        show_default=False,
+    ),
+]
+NewRun = Annotated[
+    Path,
+    typer.Option(help="Run folder to make.", rich_help_panel=RESULT, show_default=False),
+]
+Agent = Annotated[str, typer.Option(help="Who proposes: tpe, random, uniform.", rich_help_panel=SEARCH)]
+AgentArg = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Setting of the agent; repeatable.", rich_help_panel=SEARCH),
+]
+Trials = Annotated[int, typer.Option(help="Candidates to evaluate.", rich_help_panel=SEARCH)]
+Seed = Annotated[
+    int,
+    typer.Option(
+        help="Of everything random in the search; the split of the data does not depend on it.", rich_help_panel=SEARCH
+    ),
+]
+Sweep = Annotated[
+    list[float] | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Make trials for this share of the budget, in turn with the others given: --sweep 1 --sweep 0.6 gives "
+        "a front of two sizes. Default: 1.",
+        rich_help_panel=SEARCH,
+    ),
+]
+Score = Annotated[
+    str,
+    typer.Option(help="accuracy, top5, kl (needs no labels), or package.module:function.", rich_help_panel=SCORE),
+]
+Importance = Annotated[str, typer.Option(help="Criterion by which channels are kept.", rich_help_panel=SCORE)]
+RecalibrationSamples = Annotated[
+    int,
+    typer.Option(help="Training samples for the BatchNorm statistics of every candidate.", rich_help_panel=SCORE),
+]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=SCORE)]
+LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]
+LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]
+LatencyRepeats = Annotated[int, typer.Option(help="Measurements of each front point.", rich_help_panel=LATENCY)]
+Points = Annotated[int, typer.Option(help="Front points to finish and export.", rich_help_panel=RESULT)]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option(help="onnx or torch-export, beside the folder of each point; repeatable.", rich_help_panel=RESULT),
+]
+FineTuneEpochs = Annotated[
+    int, typer.Option(help="Fine-tune each point, the dense model as teacher.", rich_help_panel=TRAINING)
+]

@@ -1,0 +1,213 @@
+"""From trials to finished subnets: choose front points, fine-tune, measure, test, export, report.
+
+Every stage may be killed and run again: fine-tuning goes on from its checkpoint, exported folders are whole or
+absent, and ``front.json``, written last, says that all is done. `show` reads that file and computes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autoprune.card import card
+from autoprune.device import device_info
+from autoprune.export import export_folder, export_onnx, export_program
+from autoprune.finetune import FineTune, FineTuneFailed, finetune
+from autoprune.finished import FILE, FOLDER, Dense, Finished
+from autoprune.front import FrontPoint, choose, front
+from autoprune.latency import describe
+from autoprune.measure import Latency, measure
+from autoprune.progress import Progress
+from autoprune.report import write_report
+from autoprune.scores import accuracy
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.study import Study, objectives
+from autoprune.workbench import Workbench
+
+REPORT = "report.html"
+
+FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
+"""What a point can be exported to beside its folder, and the name of the file."""
+
+
+def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
+    """Choose points of the front, then fine-tune, measure, test, export and report them.
+
+    Raises:
+        UserError: no trial is complete, or a step does not work.
+    """
+    config, run = study.config, study.path
+    settings = None if config.finetune is None else FineTune.from_dict(config.finetune)
+    costs = objectives(config.budget)[1:]
+    chosen = choose(front(study.trials, costs), costs, config.points)
+    if not chosen:
+        raise UserError(f"None of the {len(study.trials)} trials of {run} is complete. See why: autoprune show {run}.")
+    (run / FILE).unlink(missing_ok=True)  # from here on the folders may be those of other points
+    points: list[FrontPoint] = []
+    models: dict[str, nn.Module] = {"dense": bench.space.model}
+    for index, trial in enumerate(chosen):
+        point = FrontPoint(trial=trial.number, candidate=trial.candidate, costs=trial.costs, score=trial.score or 0.0)
+        what = f"Fine-tuning point {index} ({index + 1} of {len(chosen)})"
+        point, model = tune(point, run, bench, settings, progress, what)
+        points.append(point)
+        models[str(index)] = model
+    latencies = _measure(models, bench, progress)
+    points = [_with_latency(point, latencies[str(i)], bench.budget) for i, point in enumerate(points)]
+    dense = Dense(
+        costs=bench.space.cost_dict(bench.space.dense),
+        score=bench.evaluator.score_dense,
+        test=test_accuracy(bench.space.model, bench),
+        latency=latencies["dense"],
+    )
+    finished = Finished(
+        dense=dense,
+        points=tuple(points),
+        num_trials=len(study.trials),
+        device=device_info(),
+        finetune=config.finetune,
+    )
+    with progress.task("Exporting", total=len(points), unit="points") as task:
+        for index in range(len(points)):
+            export(index, models[str(index)], finished, study, bench)
+            task.advance()
+    for folder in (run / FOLDER).iterdir():
+        if not (folder.name.isdecimal() and int(folder.name) < len(points)):
+            shutil.rmtree(folder)
+    report(finished, study, bench)
+    finished.write(run)
+    return Finished.read(run) or finished
+
+
+def tune(
+    point: FrontPoint,
+    run: Path,
+    bench: Workbench,
+    settings: FineTune | None,
+    progress: Progress,
+    description: str,
+) -> tuple[FrontPoint, nn.Module]:
+    """Build the subnet of a point, score it on the test split, fine-tune it where `settings` are given, score again.
+
+    Returns:
+        The point with its scores, and the finished network.
+    """
+    model = bench.evaluator.subnet(point.candidate)
+    before = test_accuracy(model, bench)
+    if settings is None or settings.epochs == 0:
+        return replace(point, test_before=before, finetuned=None, test_after=None), model
+    checkpoint = run / "finetune" / str(point.trial) / f"{_digest(settings)}.checkpoint"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        tuned = finetune(
+            model,
+            bench.data,
+            settings,
+            teacher=bench.space.model,
+            seed=bench.config.seed,
+            checkpoint=checkpoint,
+            progress=progress,
+            description=description,
+        ).model
+    except FineTuneFailed as error:
+        if error.best is None:
+            raise
+        progress.say(str(error))  # the other points are worth having, and so is what this one was before
+        if not error.best.best_epoch:
+            return replace(point, test_before=before, finetuned=None, test_after=None), model
+        tuned = error.best.model
+    after = test_accuracy(tuned, bench)
+    return replace(point, test_before=before, finetuned=bench.evaluator.score(tuned), test_after=after), tuned
+
+
+def test_accuracy(model: nn.Module, bench: Workbench) -> float | None:
+    """Top-1 accuracy in [0, 1] on the test split; None where there is none, or no classes to be right about.
+
+    Raises:
+        UserError: the test split does not fit a model that is scored by accuracy.
+    """
+    if bench.data.test is None:
+        return None
+    try:
+        return accuracy(model, bench.data.test, precision=bench.evaluator.precision, split="test")
+    except UserError:
+        if bench.score in ("accuracy", "top5"):
+            raise
+        return None  # scored without classes
+
+
+def export(index: int, model: nn.Module, finished: Finished, study: Study, bench: Workbench) -> None:
+    """Write point `index` to ``front/index``: the folder, then the further formats of the configuration."""
+    point, folder = finished.points[index], study.path / FOLDER / str(index)
+    export_folder(
+        folder,
+        model=model,
+        space=bench.space,
+        candidate=point.candidate,
+        importance=study.config.importance,
+        source=bench.source,
+        card=card(index, finished, study.config),
+        meta={
+            "point": index,
+            **{k: v for k, v in point.to_dict().items() if k not in ("path", "latency", "candidate")},
+        },
+    )
+    for name in study.config.formats:
+        write_format(name, model, bench.space.example_inputs, folder / FORMATS[name])
+
+
+def write_format(name: str, model: nn.Module, example: Any, path: Path) -> float:
+    """Write `model` as ``onnx`` or ``torch-export`` to `path`; return the largest difference to PyTorch's output."""
+    if name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    return export_onnx(model, example, path) if name == "onnx" else export_program(model, example, path)
+
+
+def report(finished: Finished, study: Study, bench: Workbench) -> None:
+    """Write ``report.html``."""
+    config = study.config
+    write_report(
+        study.path / REPORT,
+        title=study.path.resolve().name,
+        config=asdict(config),
+        dense=finished.figures(),
+        trials=study.trials,
+        front=finished.points,
+        keep_ratios=[bench.space.keep_ratios(point.candidate) for point in finished.points],
+        score=config.score,
+        limits=bench.budget.resolve(finished.dense.costs),
+        finetune=finished.finetune,
+        environment={**finished.device, **config.versions},
+        notes=[] if bench.table is None else [describe(bench.table)],
+    )
+
+
+def _measure(models: Mapping[str, nn.Module], bench: Workbench, progress: Progress) -> dict[str, Latency]:
+    with progress.task("Measuring latency", total=1) as task:
+        config = bench.config
+        latencies = measure(
+            models, bench.space.example_inputs, repeats=config.latency_repeats, threads=config.latency_threads
+        )
+        task.advance()
+    return latencies
+
+
+def _with_latency(point: FrontPoint, measured: Latency, budget: Budget) -> FrontPoint:
+    """Add what was measured, and whether it misses the budget; a relative limit is held against the paired ratio."""
+    missed = False
+    for limit in budget.limits:
+        if limit.cost == "latency":
+            used = measured.ratio if limit.relative and measured.ratio is not None else measured.median_ms
+            missed = missed or used > limit.value
+    return replace(point, latency=measured, misses=("latency",) if missed else ())
+
+
+def _digest(settings: FineTune) -> str:
+    return hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest()[:8]

@@ -1,0 +1,159 @@
+"""What is done to one point of a finished front: fine-tune it for longer, write it in another format."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from autoprune.architecture import Architecture
+from autoprune.config import SearchConfig
+from autoprune.data import Data
+from autoprune.files import atomic_folder
+from autoprune.finetune import FineTune
+from autoprune.finish import FORMATS, export, report, tune, write_format
+from autoprune.finished import FOLDER, Finished
+from autoprune.front import FrontPoint
+from autoprune.loading import load
+from autoprune.progress import NO_PROGRESS, Progress
+from autoprune.scores import Score
+from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.study import Study
+from autoprune.tables import best_index
+from autoprune.workbench import handed_over, rebuild_workbench
+
+
+def fine_tune(
+    run: str | Path,
+    settings: FineTune,
+    *,
+    point: int | str = "best",
+    model: nn.Module | None = None,
+    data: Data | None = None,
+    train: Iterable[Any] | None = None,
+    search: Iterable[Any] | None = None,
+    test: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    score: Score | None = None,
+    progress: Progress = NO_PROGRESS,
+) -> FrontPoint:
+    """Fine-tune one point of a finished front, from the pruned weights, and export it again in place.
+
+    Args:
+        run: the run folder.
+        settings: how; the dense model is the teacher.
+        point: its number, or ``best``.
+        model, data, train, search, test, example_inputs, score: what the search was given in Python.
+
+    Raises:
+        UserError: the run is not finished, or has no such point.
+    """
+    with Study.open(Path(run)) as study:
+        finished = _finished(study.path)
+        index = point_index(finished, point)
+        objects = handed_over(
+            study.config,
+            model=model,
+            data=data,
+            train=train,
+            search=search,
+            test=test,
+            example_inputs=example_inputs,
+            score=score,
+        )
+        bench = rebuild_workbench(study.config, objects, study.path)
+        what = f"Fine-tuning point {index}"
+        tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
+        points = [tuned if i == index else old for i, old in enumerate(finished.points)]
+        finished = replace(finished, points=tuple(points), finetune=settings.to_dict())
+        export(index, network, finished, study, bench)
+        report(finished, study, bench)
+        finished.write(study.path)
+        return _finished(study.path).points[index]
+
+
+def export_point(
+    run: str | Path,
+    kind: str,
+    *,
+    point: int | str = "best",
+    out: str | Path | None = None,
+    model: nn.Module | None = None,
+) -> Path:
+    """Write one point of a finished front as ``onnx``, ``torch-export`` or ``folder``.
+
+    Args:
+        run: the run folder.
+        kind: the format.
+        point: its number, or ``best``.
+        out: file or folder to write; by default in the current folder, named after run and point.
+        model: the dense model, where the search was given one in Python.
+
+    Returns:
+        What was written, after it was read back and compared.
+
+    Raises:
+        UserError: an unknown format, `out` exists, or the format cannot hold the model.
+    """
+    if kind not in ("folder", *FORMATS):
+        raise unknown("format", kind, ["folder", *FORMATS])
+    path = Path(run)
+    index = point_index(_finished(path), point)
+    folder = path / FOLDER / str(index)
+    ending = "" if kind == "folder" else Path(FORMATS[kind]).suffix
+    target = Path(out) if out is not None else Path(f"{path.resolve().name}-{index}{ending}")
+    if target.exists():
+        raise UserError(f"{target} exists. Choose another name: --out.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        with atomic_folder(target, replace=False) as copy:
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        load(target, model=model, trust=True)
+    else:
+        write_format(kind, load(folder, model=model, trust=True), example_inputs(folder), target)
+    return target
+
+
+def example_inputs(folder: Path) -> tuple[Any, Any]:
+    """Positional and keyword arguments of the shapes that an exported folder names; floats drawn with a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+
+    def make(value: Any) -> Any:
+        if isinstance(value, dict) and value.keys() == {"shape", "dtype"}:
+            dtype: torch.dtype = getattr(torch, value["dtype"])
+            if dtype.is_floating_point:
+                return torch.randn(value["shape"], generator=generator).to(dtype)
+            return torch.zeros(value["shape"], dtype=dtype)
+        if isinstance(value, dict):
+            return {name: make(part) for name, part in value.items()}
+        return [make(part) for part in value] if isinstance(value, list) else value
+
+    inputs = Architecture.read(folder).inputs
+    return tuple(make(inputs["args"])), make(inputs["kwargs"])
+
+
+def point_index(finished: Finished, point: int | str) -> int:
+    """Number of the point called `point`: a number, or ``best``, see `best_index`.
+
+    Raises:
+        UserError: there is none.
+    """
+    numbers = range(len(finished.points))
+    if point == "best":
+        return best_index(finished.points) or 0
+    if (isinstance(point, int) or point.isdecimal()) and int(point) in numbers:
+        return int(point)
+    raise UserError(f"There is no point {point!r}: the front has the points 0 to {numbers[-1]}, and best.")
+
+
+def _finished(run: Path) -> Finished:
+    SearchConfig.read(run)
+    finished = Finished.read(run)
+    if finished is None:
+        raise UserError(f"The run {run} is not finished. Finish it first: autoprune resume {run}.")
+    return finished
