@@ -189,16 +189,16 @@ def search(
         score=score,
     )
     bench = make_workbench(config, objects)
-    tightest = bench.budget.scaled(min(config.sweep))
-    others = tuple(limit for limit in tightest.limits if limit.cost != "latency")
+    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
     if others:
-        check_budget(bench.space, Budget(others))  # before minutes are spent on a table
+        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
     _ = bench.evaluator.score_dense  # model and data fit each other, or this says why not
-    if len(others) < len(tightest.limits):
+    if len(others) < len(bench.budget.limits):
         bench = use_table(bench, _measure_table(bench, progress))
-        check_budget(bench.space, tightest)
+        _check_tightest(bench, bench.budget)
     seats = _seats(bench)
-    config = replace(config, fingerprints=fingerprints(bench))
+    # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
+    config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
     with Study.create(path, config, fill=lambda folder: _save_table(bench.table, folder)) as study:
         return _go_on(study, replace(bench, config=config), seats, progress)
 
@@ -286,6 +286,17 @@ def _seats(bench: Workbench) -> list[Seat]:
         )
         for share in config.sweep
     ]
+
+
+def _check_tightest(bench: Workbench, budget: Budget) -> None:
+    """Raise a UserError where no subnet fits the budget at the smallest share of the sweep."""
+    share = min(bench.config.sweep)
+    try:
+        check_budget(bench.space, budget.scaled(share))
+    except UserError as error:
+        if share == 1:
+            raise
+        raise UserError(f"At the share {share:g} of the budget that the sweep asks for: {error}") from None
 
 
 def _measure_table(bench: Workbench, progress: Progress) -> LatencyTable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoprune.config import SearchConfig
 from autoprune.finished import Finished
-from autoprune.tables import front_table
+from autoprune.tables import format_recipe, front_table
 
 
 def card(index: int, finished: Finished, config: SearchConfig) -> str:
@@ -19,11 +19,12 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
     ]
     made = [
         f"Cut by autoprune under the budget {', '.join(config.budget)}.",
+        f"Dense weights: {config.weights or 'as the model was built'} ({config.fingerprints.get('weights', '-')}).",
         f"Data: {config.data or 'handed over in Python'}.",
         f"Trial {point.trial} of {finished.num_trials}; agent {config.agent}, seed {config.seed}.",
     ]
-    if point.finetuned is not None and finished.finetune:
-        made.append(f"Fine-tuned for {finished.finetune.get('epochs')} epochs with the dense model as teacher.")
+    if point.recipe is not None:
+        made.append(f"Fine-tuned: {format_recipe(point.recipe)}; the best epoch by the score on the search split.")
     if point.latency is not None:
         made.append(f"Latency: {point.latency}, on {point.latency.device}.")
     made.append("1 MAC = 1 multiply-add = 2 FLOPs; memory is the peak of activations.")

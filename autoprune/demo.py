@@ -17,7 +17,7 @@ from autoprune.cli import app
 
 FOLDER = Path("runs") / "demo"
 MARK = ".made-by-autoprune-demo"
-MODEL = ["--model", "autoprune.nets:digits_resnet", "--data", "digits"]
+MODEL = ["--model", "autoprune.nets:digits_resnet", "--data", "digits", "--search-size", "0.2"]
 
 
 def commands(folder: Path) -> list[list[str]]:
@@ -27,7 +27,8 @@ def commands(folder: Path) -> list[list[str]]:
         ["train", *MODEL, "--epochs", "15", "--out", weights],
         [
             *["search", *MODEL, "--weights", weights],
-            *["--budget", "macs=0.4x", "--budget", "latency=0.85x", "--agent", "tpe", "--trials", "60", "--seed", "0"],
+            *["--budget", "macs=0.5x", "--budget", "latency=0.9x", "--sweep", "1", "--sweep", "0.8"],
+            *["--agent", "tpe", "--trials", "60", "--seed", "0"],
             *["--finetune-epochs", "8", "--finetune-arg", "lr=0.05", "--format", "onnx", "--run", run],
         ],
     ]

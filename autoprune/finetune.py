@@ -244,9 +244,9 @@ class _Training:
         return value
 
     def _failed(self, what: str) -> FineTuneFailed:
-        kept = f"The best network so far, of epoch {self.best_epoch}, is kept." if self.best_epoch else ""
+        kept = f" The best network so far, of epoch {self.best_epoch}, is kept." if self.best_epoch else ""
         error = FineTuneFailed(
-            f"{what} {kept} Set a lower learning rate (lr={self.settings.peak_lr / 10:g}), or clip_norm=1."
+            f"{what}{kept} Set a lower learning rate (lr={self.settings.peak_lr / 10:g}), or clip_norm=1."
         )
         error.best = self.result()
         return error

@@ -72,7 +72,6 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
         points=tuple(points),
         num_trials=len(study.trials),
         device=device_info(),
-        finetune=config.finetune,
     )
     with progress.task("Exporting", total=len(points), unit="points") as task:
         for index in range(len(points)):
@@ -102,7 +101,7 @@ def tune(
     model = bench.evaluator.subnet(point.candidate)
     before = test_accuracy(model, bench)
     if settings is None or settings.epochs == 0:
-        return replace(point, test_before=before, finetuned=None, test_after=None), model
+        return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
     checkpoint = run / "finetune" / str(point.trial) / f"{_digest(settings)}.checkpoint"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -121,10 +120,16 @@ def tune(
             raise
         progress.say(str(error))  # the other points are worth having, and so is what this one was before
         if not error.best.best_epoch:
-            return replace(point, test_before=before, finetuned=None, test_after=None), model
+            return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
         tuned = error.best.model
-    after = test_accuracy(tuned, bench)
-    return replace(point, test_before=before, finetuned=bench.evaluator.score(tuned), test_after=after), tuned
+    point = replace(
+        point,
+        test_before=before,
+        finetuned=bench.evaluator.score(tuned),
+        recipe=settings.to_dict(),
+        test_after=test_accuracy(tuned, bench),
+    )
+    return point, tuned
 
 
 def test_accuracy(model: nn.Module, bench: Workbench) -> float | None:
@@ -183,7 +188,6 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
         keep_ratios=[bench.space.keep_ratios(point.candidate) for point in finished.points],
         score=config.score,
         limits=bench.budget.resolve(finished.dense.costs),
-        finetune=finished.finetune,
         environment={**finished.device, **config.versions},
         notes=[] if bench.table is None else [describe(bench.table)],
     )

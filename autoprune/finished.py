@@ -50,14 +50,12 @@ class Finished:
         points: best score first; point k is exported to ``front/k``.
         num_trials: length of the study when the points were chosen.
         device: where latency was measured, see `device_info`.
-        finetune: settings of the last fine-tuning; None for none.
     """
 
     dense: Dense
     points: tuple[FrontPoint, ...]
     num_trials: int
     device: dict[str, Any]
-    finetune: dict[str, Any] | None = None
 
     def figures(self) -> DenseFigures:
         """The dense model for tables."""

@@ -33,6 +33,7 @@ class FrontPoint:
         misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
             but is not a solution.
         finetuned: score on `split` after fine-tuning; None without.
+        recipe: settings of `FineTune` that the exported weights went through; None without.
         test_before, test_after: accuracy in [0, 1] on the test split before and after fine-tuning; None where there
             is no test split or no fine-tuning.
         path: the exported folder.
@@ -46,6 +47,7 @@ class FrontPoint:
     latency: Latency | None = None
     misses: tuple[str, ...] = ()
     finetuned: float | None = None
+    recipe: dict[str, Any] | None = None
     test_before: float | None = None
     test_after: float | None = None
     path: Path | None = None

@@ -70,7 +70,7 @@ def fine_tune(
         what = f"Fine-tuning point {index}"
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
         points = [tuned if i == index else old for i, old in enumerate(finished.points)]
-        finished = replace(finished, points=tuple(points), finetune=settings.to_dict())
+        finished = replace(finished, points=tuple(points))
         export(index, network, finished, study, bench)
         report(finished, study, bench)
         finished.write(study.path)

@@ -53,7 +53,6 @@ def write_report(
     keep_ratios: Sequence[Mapping[str, float]],
     score: str = "accuracy",
     limits: Mapping[str, float] | None = None,
-    finetune: Mapping[str, Any] | None = None,
     environment: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
@@ -70,7 +69,6 @@ def write_report(
         keep_ratios: kept / dense by group name, for each point of `front`.
         score: name of the score that the search used.
         limits: the budget by cost name, absolute.
-        finetune: settings of the fine-tuning that the points went through; None for none.
         environment: device and versions.
         notes: further lines for the footnotes.
 
@@ -106,7 +104,7 @@ def write_report(
         _section("Configuration", "", pairs_section(config)),
         _section("Environment", "", pairs_section(environment or {})),
         "</div>",
-        _section("How to read the figures", "", footnotes(dense, front, score, finetune, notes)),
+        _section("How to read the figures", "", footnotes(dense, front, score, notes)),
     ]
     atomic_write(path, _page(title, sections))
 

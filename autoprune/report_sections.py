@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint
 from autoprune.search_spaces.budget import format_cost
-from autoprune.tables import COST_NAMES, DenseFigures, Table, best_index, format_score, point_name
+from autoprune.tables import COST_NAMES, DenseFigures, Table, best_index, format_recipe, format_score, point_name
 
 MAX_SHOWN_POINTS = 6
 """Points whose kept ratios stand side by side."""
@@ -145,7 +145,6 @@ def footnotes(
     dense: DenseFigures,
     front: Sequence[FrontPoint],
     score: str,
-    finetune: Mapping[str, Any] | None,
     notes: Sequence[str],
 ) -> str:
     """The conventions behind the figures, and how they came about."""
@@ -172,16 +171,20 @@ def footnotes(
             "Trials were held to a latency limit by prediction (the dashed line), points by measurement: against the "
             "milliseconds, or where the limit is relative against ×."
         )
-    if finetune and any(point.finetuned is not None for point in front):
-        teacher = (
-            f"the dense model as teacher (weight {finetune['kd_weight']}, temperature {finetune.get('temperature')})"
-            if finetune.get("kd_weight")
-            else "the labels alone, without a teacher"
-        )
+    for recipe in dict.fromkeys(_explained(point.recipe) for point in front if point.recipe):
         lines.append(
-            f"Last fine-tuning: {finetune.get('epochs')} epochs with {teacher}. The best epoch was chosen on the "
-            "search split, so the score there flatters; the one on the test split does not."
+            f"Fine-tuned with {recipe}. The best epoch was chosen on the search split, so the score there flatters; "
+            "the one on the test split does not."
         )
     if score == "kl":
         lines.append("kl: minus the mean divergence of the pruned model's outputs from the dense model's; 0 is best.")
     return "<ul class='notes'>" + "".join(f"<li>{html.escape(line)}</li>" for line in [*lines, *notes]) + "</ul>"
+
+
+def _explained(recipe: Mapping[str, Any]) -> str:
+    """``5 epochs, KD`` with the weights of the two parts of the loss."""
+    if not recipe["kd_weight"]:
+        return format_recipe(recipe)
+    return (
+        f"{format_recipe(recipe)} (the dense model's weight {recipe['kd_weight']}, temperature {recipe['temperature']})"
+    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from autoprune.front import FrontPoint
 from autoprune.search_spaces.budget import format_cost
@@ -54,6 +54,14 @@ def is_share(name: str) -> bool:
 def format_ratio(value: float, dense: float | None) -> str:
     """``0.25×`` of the dense model's, or nothing where that is unknown."""
     return f"{value / dense:.2f}×" if dense else ""
+
+
+def format_recipe(recipe: Mapping[str, Any] | None) -> str:
+    """``5 epochs, KD``: how long, and with or without the dense model as teacher (knowledge distillation)."""
+    if recipe is None:
+        return "–"
+    epochs = "1 epoch" if recipe["epochs"] == 1 else f"{recipe['epochs']} epochs"
+    return f"{epochs}, {'KD' if recipe['kd_weight'] else 'no KD'}"
 
 
 def point_name(point: FrontPoint, index: int) -> str:
@@ -135,7 +143,9 @@ def _score_columns(dense: DenseFigures, front: Sequence[FrontPoint], score: str)
     if any(point.finetuned is not None for point in front):
         after = [format_score(score, point.finetuned) for point in front]
         columns.append((columns[0][0], "fine-tuned", ["–", *after]))
+    recipes = [format_recipe(point.recipe) for point in front]
     columns.append(("accuracy, test split", "pruned", tested))
     after = [format_score("accuracy", point.test_after) for point in front]
     columns.append(("accuracy, test split", "fine-tuned", ["–", *after]))
+    columns.append(("", "fine-tuning", ["–", *recipes]))
     return columns

@@ -71,9 +71,11 @@ TRIALS = [
     trial(7, 0.92, 0.8e6),
 ]
 FAST, FASTER = latency(2.5, 0.62), latency(1.5, 0.38)
+RECIPE = {"epochs": 5, "kd_weight": 0.9, "temperature": 4.0}
+TUNED: dict[str, Any] = {"recipe": RECIPE, "test_before": 0.94, "test_after": 0.96}
 FRONT = [
-    point(TRIALS[1], latency=FAST, misses=("latency",), finetuned=0.97, test_before=0.94, test_after=0.96),
-    point(TRIALS[2], latency=FASTER, finetuned=0.96, test_before=0.92, test_after=0.955),
+    point(TRIALS[1], latency=FAST, misses=("latency",), finetuned=0.97, **TUNED),
+    point(TRIALS[2], latency=FASTER, finetuned=0.96, **TUNED | {"test_before": 0.92, "test_after": 0.955}),
 ]
 KEPT = [{"stem": 0.5, "layer.conv": 0.25}, {"stem": 0.125, "layer.conv": 1.0}]
 
@@ -122,7 +124,6 @@ def written(tmp_path: Path, **values: Any) -> Page:
 def test_the_page_shows_the_run(tmp_path: Path) -> None:
     page = written(
         tmp_path,
-        finetune={"epochs": 5, "kd_weight": 0.9, "temperature": 4.0},
         environment={"cpu": "A processor", "gpu": None},
         notes=["Predictions are 4 % off."],
     )
@@ -140,7 +141,7 @@ def test_the_page_shows_the_run(tmp_path: Path) -> None:
         "model_args.num_classes 10",
         "cpu A processor",
         "31 repeats after 7 for warm-up, wall-clock time, batch 1, 1 thread, eager fp32 on A processor",
-        "Last fine-tuning: 5 epochs with the dense model as teacher (weight 0.9, temperature 4.0)",
+        "Fine-tuned with 5 epochs, KD (the dense model's weight 0.9, temperature 4.0).",
         "1 MAC = 1 multiply-add = 2 FLOPs",
         "Predictions are 4 % off.",
     ):
@@ -292,8 +293,8 @@ def test_front_table() -> None:
     }
     assert rows["1"]["MACs"] == "600k\n0.30×"
     assert rows["1"]["measured"] == f"{latency(1.5).short}\n0.38×"
-    assert table.rows[1][6:] == ("95.00 %", "97.00 %", "94.00 %", "96.00 %", "misses latency")
-    assert table.columns[6:] == ("pruned", "fine-tuned", "pruned", "fine-tuned", "budget")
+    assert table.rows[1][6:] == ("95.00 %", "97.00 %", "94.00 %", "96.00 %", "5 epochs, KD", "misses latency")
+    assert table.columns[6:] == ("pruned", "fine-tuned", "pruned", "fine-tuned", "fine-tuning", "budget")
     assert sum(span for _, span in table.groups) == len(table.columns)
     assert ("accuracy, search split", 2) in table.groups
 
