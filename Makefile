@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-wheel clean
+.PHONY: help demo test lint types unit test-wheel test-faults bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ $(VENV)/.%: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[$*]"
 	@touch $@
+
+test-faults: $(VENV)/.test ## kill real processes at random moments, for minutes
+	$(BIN)/python -m pytest -q -m slow tests/faults
+
+bench: $(VENV)/.test ## print the figures that the docs quote (half an hour; Fashion-MNIST is downloaded where it is missing)
+	for script in benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done
 
 clean: ## remove .venv and what the tools left behind; keeps runs/
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov

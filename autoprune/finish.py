@@ -194,13 +194,14 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
 
 
 def _measure(models: Mapping[str, nn.Module], bench: Workbench, progress: Progress) -> dict[str, Latency]:
-    with progress.task("Measuring latency", total=1) as task:
-        config = bench.config
-        latencies = measure(
-            models, bench.space.example_inputs, repeats=config.latency_repeats, threads=config.latency_threads
-        )
-        task.advance()
-    return latencies
+    config = bench.config
+    return measure(
+        models,
+        bench.space.example_inputs,
+        repeats=config.latency_repeats,
+        threads=config.latency_threads,
+        progress=progress,
+    )
 
 
 def _with_latency(point: FrontPoint, measured: Latency, budget: Budget) -> FrontPoint:

@@ -92,10 +92,8 @@ class LatencyTable:
         """Time the ops of `space` and `subnets` whole networks on the device of the model."""
         times = _time_ops(space, threads, progress)
         candidates = _calibration_candidates(space, subnets, seed)
-        with progress.task("Measuring whole subnets", total=1) as task:
-            models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-            latencies = measure(models, space.example_inputs, repeats=repeats, threads=threads)
-            task.advance(1)
+        models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
+        latencies = measure(models, space.example_inputs, repeats=repeats, threads=threads, progress=progress)
         measured = np.array([latency.median_ms for latency in latencies.values()])
         sums = _Interpolation(space, times)(space.units(candidates))
         intercept, slope = _fit(sums, measured)
