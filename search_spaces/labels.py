@@ -113,6 +113,12 @@ class Ties:
             a, b = a[~meets], b[~meets]
         self._pairs.append((a, b))
 
+    def unite_columns(self, atoms: IntArray, groups: int) -> IntArray:
+        """Unite column j of `groups` equal runs of `atoms`, so that the runs stay equal; returns [groups, columns]."""
+        columns = atoms.reshape(groups, -1)
+        self.unite(columns, columns[:1])
+        return columns
+
     def pin(self, atoms: IntArray, reason: str) -> None:
         """These atoms always stay."""
         if atoms.size:
@@ -135,7 +141,7 @@ class Ties:
 
     def mark_produced(self, atoms: IntArray) -> None:
         """These positions are made by the rows of a weight: cutting the rows removes them at the source."""
-        self._produced.append(atoms.ravel())
+        self._produced.append(atoms[atoms != STAYS])
 
     @property
     def produced_atoms(self) -> IntArray:

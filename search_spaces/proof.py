@@ -1,22 +1,26 @@
-"""Proof of shapes: every group is cut by one unit and the model run before it is offered.
+"""Proof of shapes: every group is cut by one unit, then by a random number, and the model run before it is offered.
 
-A network whose Python code holds a size (``view(n, 768)``, an assertion on the width) raises or returns another
-shape. The groups to blame are found by the module in which it failed, and stay whole. That the numbers are right too
-is `verify`'s matter.
+A network whose Python code holds a size (``view(n, 768)``, ``x[:, :16]``, an assertion on the width) raises, or some op
+makes another shape than the labels say. The groups to blame are found by the module in which it failed, and stay
+whole. That the numbers are right too is `verify`'s matter.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces import surgery
 from autoprune.search_spaces.runs import Traced
-from autoprune.search_spaces.tracer import ModulePaths, module_paths, plain_kernels, tensors
+from autoprune.search_spaces.tracer import ModulePaths, Op, TensorSpec, module_paths, plain_kernels, tensors
+from autoprune.search_spaces.types import IntArray
 
 if TYPE_CHECKING:
     from autoprune.search_spaces.space import SearchSpace
@@ -33,24 +37,27 @@ class Failure:
 
 def failing_groups(space: SearchSpace, traced: Traced) -> dict[int, Failure]:
     """Groups that the model does not run without; empty where all can be cut together."""
-    everything = range(len(space.groups))
+    units = np.array([g.num_units for g in space.groups], np.int64)
     failing: dict[int, Failure] = {}
-    while True:
-        left = [i for i in everything if i not in failing]
-        failure = _try(space, traced, left) if left else None
-        if failure is None:
-            return failing
-        for suspects in _suspects(space, left, failure):
-            alone = (
-                {suspects[0]: failure}  # nobody else there: too careful where the cause is elsewhere, never wrong
-                if len(suspects) == 1
-                else {i: f for i in suspects if (f := _try(space, traced, [i]))}
-            )
-            failing |= alone
-            if alone:
+    # One unit each leaves widths that few constants divide; but two groups of one size then still have one size.
+    for kept in (units - 1, np.random.default_rng(0).integers(1, units)):
+        while True:
+            left = [i for i in range(len(units)) if i not in failing]
+            failure = _try(space, traced, kept, left) if left else None
+            if failure is None:
                 break
-        else:  # they fail only together
-            failing |= dict.fromkeys(suspects, failure)
+            for suspects in _suspects(space, left, failure):
+                alone = (
+                    {suspects[0]: failure}  # nobody else there: too careful where the cause is elsewhere, never wrong
+                    if len(suspects) == 1
+                    else {i: f for i in suspects if (f := _try(space, traced, kept, [i]))}
+                )
+                failing |= alone
+                if alone:
+                    break
+            else:  # they fail only together
+                failing |= dict.fromkeys(suspects, failure)
+    return failing
 
 
 def _suspects(space: SearchSpace, left: Sequence[int], failure: Failure) -> Iterator[list[int]]:
@@ -62,20 +69,62 @@ def _suspects(space: SearchSpace, left: Sequence[int], failure: Failure) -> Iter
     yield list(left)
 
 
-def _try(space: SearchSpace, traced: Traced, cut: Iterable[int]) -> Failure | None:
-    """Cut the last unit of each of these groups and run."""
+def _try(space: SearchSpace, traced: Traced, num_kept: IntArray, cut: Iterable[int]) -> Failure | None:
+    """Keep only the first units of these groups and run."""
     chosen = set(cut)
-    kept = [np.arange(g.num_units - (i in chosen)) for i, g in enumerate(space.groups)]
+    kept = [np.arange(num_kept[i] if i in chosen else g.num_units) for i, g in enumerate(space.groups)]
     paths = ModulePaths()
     try:
         model = surgery.cut(traced.model, space.kept_indices(kept), share=True).eval()
-        with plain_kernels(), torch.no_grad(), module_paths(model, paths):
-            shapes = [tuple(t.shape) for t in tensors(model(*traced.args, **traced.kwargs))]
+        shapes = _Shapes(traced.traces[0].ops, space.keep_atoms(kept))
+        with plain_kernels(), torch.no_grad(), module_paths(model, paths), shapes:
+            model(*traced.args, **traced.kwargs)
     except Exception as error:  # the model's own words are kept and reported
         return Failure(paths.running[-1], paths.finished, str(error).strip().partition("\n")[0])
-    if shapes != traced.output_shapes:
-        return Failure("", "", f"the outputs become {shapes} instead of {traced.output_shapes}")
     return None
+
+
+_COPIES = frozenset(("clone", "alias", "detach"))
+_VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
+
+
+class _Shapes(TorchDispatchMode):
+    """Raises where an op makes another shape than its labels say: code that divides a width in its own way.
+
+    Whether a reshape copies depends on strides, so on sizes of 1: copies are left out, and views are all alike.
+    """
+
+    def __init__(self, ops: Sequence[Op], keep: NDArray[np.bool_]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
+        self.keep = keep
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in _COPIES:
+            return out
+        op = next(self.ops, None)
+        if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
+            raise ValueError(f"the code takes another path at {func}")
+        for tensor, spec in zip(tensors(out), op.outputs, strict=True):
+            sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
+            if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width
+                raise ValueError(f"{func} splits what is left in another way")
+        return out
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """What is left of a shape."""
+        sizes = list(spec.shape)
+        for f in spec.labels:
+            keep = self.keep[f.atoms]
+            for axis, dim in enumerate(f.dims):
+                sizes[dim] = int(keep.any(tuple(i for i in range(keep.ndim) if i != axis)).sum())
+            if math.prod(sizes[d] for d in f.dims) != keep.sum():
+                raise ValueError("a grid of units is cut unevenly")
+        return tuple(sizes)
 
 
 def _touches(space: SearchSpace, index: int, module: str) -> bool:

@@ -85,9 +85,7 @@ def _train_run(
     names: dict[int, str],
 ) -> list[Trace]:
     """Heads that run only in training: at the given batch, else at twice it (BatchNorm refuses one value)."""
-    if not any(module.training for module in [model.train()]):
-        return []
-    tracer = Tracer(ties, parameters, names)
+    model.train()
     for inputs in ((args, kwargs), map_tensors((args, kwargs), _doubled)):
         tracer = Tracer(ties, parameters, names)
         try:

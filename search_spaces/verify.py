@@ -17,6 +17,8 @@ from torch import Tensor
 
 from autoprune.search_spaces import surgery
 from autoprune.search_spaces.labels import Labels, field_at
+from autoprune.search_spaces.rules.norm import reduced_dims
+from autoprune.search_spaces.rules.registry import argument
 from autoprune.search_spaces.runs import without_own_storage
 from autoprune.search_spaces.tracer import ParameterLabels, Tracer, map_tensors, plain_kernels, run, tensors
 from autoprune.search_spaces.types import IntArray
@@ -86,12 +88,21 @@ def _group_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwarg
     return (torch.zeros_like(x).index_copy(1, index, small), *rest)
 
 
-def _mean(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x = args[0]
-    dims = args[1] if len(args) > 1 else kwargs.get("dim")
-    labels = tracer.labels(x)
-    for dim in [dims] if isinstance(dims, int) else dims or range(x.dim()):
-        index = tracer.indices(labels, dim % x.dim())
+def _weight_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    weight, labels = args[0], tracer.labels(args[0])
+    for dim in range(weight.dim()):
+        index = tracer.indices(labels, dim)
+        if index is not None and dim != argument(args, kwargs, 2, "dim", 0):
+            weight = torch.zeros_like(weight).index_copy(dim, index, weight.index_select(dim, index))
+    return func(weight, *args[1:], **kwargs)
+
+
+def _statistic(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if isinstance(argument(args, kwargs, 1, "other"), Tensor):  # max(a, b)
+        return None
+    x, labels = args[0], tracer.labels(args[0])
+    for dim in reduced_dims(str(func), args, kwargs):
+        index = tracer.indices(labels, dim)
         if index is not None:
             x = x.index_select(dim, index)
     return None if x is args[0] else func(x, *args[1:], **kwargs)
@@ -100,7 +111,8 @@ def _mean(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dic
 _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
-    "mean": _mean,
+    "_weight_norm_interface": _weight_norm,
+    **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm"), _statistic),
 }
 
 
@@ -122,4 +134,5 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     if not expected.numel():
         return 0.0
     scale = max(float(expected.abs().max()), 1e-12)
-    return float((actual.double() - expected.double()).abs().max()) / scale
+    difference = float((actual.double() - expected.double()).abs().max()) / scale
+    return difference if difference == difference else float("inf")  # NaN would get lost in the caller's max

@@ -55,12 +55,10 @@ def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], o
         ties.unite(x_atoms, in_atoms, "the input channels always stay")
         produced = out_atoms
     else:
-        columns = x_atoms.reshape(groups, channels)
-        ties.unite(columns, columns[:1])
+        columns = ties.unite_columns(x_atoms, groups)
         ties.unite(columns, in_atoms.reshape(-1, channels), "the input channels always stay")
         if not transposed:
-            rows = out_atoms.reshape(groups, width)
-            ties.unite(rows, rows[:1])
+            ties.unite_columns(out_atoms, groups)
         produced = np.tile(out_atoms, groups) if transposed else out_atoms
     if not depthwise:
         ties.mark_produced(produced)

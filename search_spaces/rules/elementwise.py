@@ -36,7 +36,7 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
         arrays = []
         for tensor, labels in operands:
             offset = len(shape) - tensor.dim()
-            full = [d for d in dims if d >= offset and tensor.shape[d - offset] != 1]
+            full = [d for d in dims if d >= offset and not _repeats(tensor, d - offset)]
             if full:
                 arrays.append(_over(tracer, labels, dims, full, shape))
         for other in arrays[1:]:
@@ -45,6 +45,11 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
             whole = (simplify(np.broadcast_to(a, [shape[d] for d in dims]), dims) for a in arrays)
             result.append(min((f for f in whole if f), key=lambda f: len(f.dims)))
     return tuple(result)
+
+
+def _repeats(tensor: Tensor, dim: int) -> bool:
+    """Does one value stand for the whole dimension: of size 1, or expanded?"""
+    return tensor.shape[dim] == 1 or tensor.stride(dim) == 0
 
 
 def _clusters(all_labels: list[Labels]) -> list[tuple[int, ...]]:

@@ -11,7 +11,7 @@ from autoprune.search_spaces.labels import Field, Labels, field_at, without
 from autoprune.search_spaces.rules.elementwise import pointwise, unite_operands
 from autoprune.search_spaces.rules.registry import argument, rule
 from autoprune.search_spaces.rules.shape import drop_axis
-from autoprune.search_spaces.tracer import Tracer
+from autoprune.search_spaces.tracer import Tracer, tensors
 
 
 @rule(
@@ -56,6 +56,18 @@ def layer_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     tracer.assign(out[0] if isinstance(out, tuple) else out, labels)
 
 
+@rule("_weight_norm_interface")
+def weight_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """A weight divided by its norm over all dimensions but `dim`."""
+    dim = argument(args, kwargs, 2, "dim", 0)
+    labels = unite_operands(tracer, [(t, tracer.labels(t)) for t in args[:2]], tuple(args[0].shape))
+    for f in labels:
+        if f.dims != (dim,):
+            tracer.ties.mark_inexact(f.atoms)
+    tracer.assign(out[0], labels)
+    tracer.assign(out[1], tuple(f for f in labels if f.dims == (dim,)))
+
+
 @rule("native_group_norm")
 def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Statistics per group of consecutive channels: column j of every group is one unit, so that groups stay equal."""
@@ -63,8 +75,7 @@ def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     labels = _unite_channels(tracer, x, args[1:3])
     f = field_at(labels, 1)
     if f is not None:
-        columns = f.atoms.reshape(groups, -1)
-        tracer.ties.unite(columns, columns[:1])
+        tracer.ties.unite_columns(f.atoms, groups)
         tracer.ties.mark_inexact(f.atoms)
     tracer.assign(out[0], labels)
 
@@ -79,12 +90,15 @@ def along_one_dim(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any],
         tracer.assign(tensor, labels)
 
 
-def _reduce(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor, allowed: bool) -> Labels:
-    """Labels after `dims` (argument 1; all without it) were reduced. `allowed`: a labelled one may be reduced."""
-    x = args[0]
-    dims = argument(args, kwargs, 1, "dim")
-    dims = [dims] if isinstance(dims, int) else list(dims or range(x.dim()))
-    gone = sorted(d % max(x.dim(), 1) for d in dims)
+def reduced_dims(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int]:
+    """The dimensions of `args[0]` that a reduction takes as argument `dim`, ascending; all without it."""
+    rank, dims = args[0].dim(), argument(args, kwargs, 2 if "vector_norm" in op else 1, "dim")
+    dims = [dims] if isinstance(dims, int) else dims or range(rank)
+    return sorted(d % max(rank, 1) for d in dims)
+
+
+def _reduce(tracer: Tracer, x: Tensor, gone: list[int], out: Tensor, allowed: bool) -> Labels:
+    """Labels after the dimensions `gone` were reduced. `allowed`: a labelled one may be reduced."""
     keepdim = out.dim() == x.dim()
     labels = tracer.labels(x)
     for dim in gone:
@@ -106,25 +120,28 @@ def _reduce(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: 
 @rule("sum", "nansum")
 def total(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A sum over kept positions: what is silenced adds nothing."""
-    tracer.assign(out, _reduce(tracer, args, kwargs, out, allowed=True))
+    gone = reduced_dims(tracer.ties.op, args, kwargs)
+    tracer.assign(out, _reduce(tracer, args[0], gone, out, allowed=True))
 
 
-@rule("mean")
-def mean(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """A mean over labelled positions runs over the kept ones: inexact."""
-    dims = argument(args, kwargs, 1, "dim")
-    for dim in [dims] if isinstance(dims, int) else dims or range(args[0].dim()):
-        f = field_at(tracer.labels(args[0]), dim % args[0].dim())
-        if f is not None:
-            tracer.ties.mark_inexact(f.atoms)
-    tracer.assign(out, _reduce(tracer, args, kwargs, out, allowed=True))
-
-
-@rule("amax", "amin", "max", "min", "var", "std", "var_mean", "argmax", "argmin", "prod", "any", "all", "median")
-def other_reductions(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Reductions for which a silenced position is not neutral: reduced dimensions stay whole."""
+@rule("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm")
+def statistic(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """A statistic over labelled positions runs over the kept ones: inexact."""
     if isinstance(argument(args, kwargs, 1, "other"), Tensor):  # max(a, b) compares elementwise
         pointwise(tracer, args, kwargs, out)
         return
-    for tensor in out if isinstance(out, tuple) else (out,):
-        tracer.assign(tensor, _reduce(tracer, args, kwargs, tensor, allowed=False))
+    x, gone = args[0], reduced_dims(tracer.ties.op, args, kwargs)
+    for dim in gone:
+        f = field_at(tracer.labels(x), dim)
+        if f is not None:
+            tracer.ties.mark_inexact(f.atoms)
+    for tensor in tensors(out):
+        tracer.assign(tensor, _reduce(tracer, x, gone, tensor, allowed=True))
+
+
+@rule("argmax", "argmin", "prod", "any", "all", "median")
+def other_reductions(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+    """Reductions for which a silenced position is not neutral: reduced dimensions stay whole."""
+    gone = reduced_dims(tracer.ties.op, args, kwargs)
+    for tensor in tensors(out):
+        tracer.assign(tensor, _reduce(tracer, args[0], gone, tensor, allowed=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from autoprune.search_spaces.labels import Field, Labels, field_at, reshape, sim
 from autoprune.search_spaces.rules.elementwise import unite_operands
 from autoprune.search_spaces.rules.registry import argument, rule
 from autoprune.search_spaces.tracer import Tracer, tensors
+from autoprune.search_spaces.types import IntArray
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "unflatten", "flatten")
@@ -117,8 +119,7 @@ def _piece(tracer: Tracer, x: Tensor, labels: Labels, dim: int, start: int, leng
         return labels
     if len(f.dims) > 1 or step != 1 or length == 0 or size % length or start % length:
         return drop_axis(tracer, labels, dim, "sliced into unequal pieces")
-    pieces = f.atoms.reshape(-1, length)
-    tracer.ties.unite(pieces, pieces[:1])
+    pieces = tracer.ties.unite_columns(f.atoms, size // length)
     return (*without(labels, (dim,)), Field((dim,), pieces[start // length]))
 
 
@@ -177,6 +178,59 @@ def stack(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Te
     dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
     labels = unite_operands(tracer, [(t, tracer.labels(t)) for t in args[0]], tuple(args[0][0].shape))
     tracer.assign(out, tuple(Field(tuple(d + (d >= dim) for d in f.dims), f.atoms) for f in labels))
+
+
+def _channels_changed(tracer: Tracer, x: Tensor, out: Tensor, dim: int, change: Callable[[IntArray], IntArray]) -> None:
+    """Other labels over the channels `dim`; the dimensions behind them stay whole."""
+    labels = tracer.ties.pin_fields(tracer.labels(x), "pixels change their order", range(dim + 1, x.dim()))
+    atoms = tracer.ties.axis(labels, dim)
+    if atoms is not None:
+        labels = (*without(labels, (dim,)), Field((dim,), np.ascontiguousarray(change(atoms))))
+    tracer.assign(out, labels)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """The channels that become the pixels of one place are a unit."""
+
+    def joined(atoms: IntArray) -> IntArray:
+        places = atoms.reshape(-1, args[1] ** 2)
+        tracer.ties.unite(places, places[:, :1])
+        return places[:, 0]
+
+    _channels_changed(tracer, args[0], out, args[0].dim() - 3, joined)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Every channel becomes a run of channels."""
+    _channels_changed(tracer, args[0], out, args[0].dim() - 3, lambda atoms: np.repeat(atoms, args[1] ** 2))
+
+
+@rule("channel_shuffle", "native_channel_shuffle")
+def channel_shuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Groups take turns: column j of every group is one unit, so that groups stay equal."""
+
+    def turned(atoms: IntArray) -> IntArray:
+        return tracer.ties.unite_columns(atoms, args[1]).T.ravel()
+
+    _channels_changed(tracer, args[0], out, 1, turned)
+
+
+@rule("index", "index_select")
+def index(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Positions of one dimension looked up by a tensor: that dimension stays whole, others pass."""
+    x, indices = args[0], args[1]
+    if not isinstance(indices, list | tuple):  # index_select(x, dim, index)
+        indices = [None] * (indices % x.dim()) + [args[2]]
+    dims = [d for d, i in enumerate(indices) if i is not None]
+    labels = tracer.labels(x)
+    if len(dims) > 1 or indices[dims[0]].dtype in (torch.bool, torch.uint8):
+        tracer.assign(out, tracer.ties.pin_fields(labels, "looked up by several indices or a mask"))
+        return
+    labels = drop_axis(tracer, labels, dims[0], "looked up by index")
+    added = out.dim() - x.dim()
+    tracer.assign(out, tuple(Field(tuple(d + added * (d > dims[0]) for d in f.dims), f.atoms) for f in labels))
 
 
 @rule("roll", "flip")

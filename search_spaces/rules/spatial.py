@@ -12,7 +12,8 @@ _TRAILING = {
         "reflection_pad1d", "replication_pad1d"),
     2: ("max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "upsample_nearest2d",
         "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
-        "_upsample_nearest_exact2d", "reflection_pad2d", "replication_pad2d", "fractional_max_pool2d"),
+        "_upsample_nearest_exact2d", "reflection_pad2d", "replication_pad2d", "fractional_max_pool2d",
+        "tril", "triu"),
     3: ("max_pool3d_with_indices", "avg_pool3d", "_adaptive_avg_pool3d", "adaptive_max_pool3d", "upsample_nearest3d",
         "upsample_trilinear3d", "reflection_pad3d", "replication_pad3d"),
 }  # fmt: skip

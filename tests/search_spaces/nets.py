@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -213,6 +214,73 @@ class Exotic(nn.Module):
         return self.head(torch.fft.fft(self.b(self.a(x)), dim=1).real)
 
 
+class ShuffledTwice(nn.Module):
+    """A square shuffle of what was shuffled: which axis shrinks cannot be told from labels alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), conv(16, 16), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        for _ in range(2):
+            x = x.unflatten(1, (4, x.shape[1] // 4)).transpose(1, 2).flatten(1, 2)
+        return self.head(self.b(x))
+
+
+class Constants(nn.Module):
+    """Slices at a fixed channel, and halves that fit only while two layers are cut alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(3, 16), conv(16, 16), conv(16, 16)
+        self.d, self.head = conv(32, 16), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        x = torch.cat([x[:, :8].tanh(), x[:, 8:]], 1)
+        y = torch.cat([self.b(x), self.c(x)], 1)
+        return self.head(self.d(y.unflatten(1, (2, -1)).sigmoid().flatten(1, 2)))
+
+
+class Pixels(nn.Module):
+    """Channels that become pixels and back, shuffled on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 32), conv(32, 12), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.pixel_unshuffle(F.pixel_shuffle(self.a(x), 2), 2)
+        return self.head(F.channel_shuffle(self.b(x), 3))
+
+
+class SpatialGate(nn.Module):
+    """Mean and largest value over channels gate the pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate, self.head = conv(3, 16), nn.Conv2d(2, 1, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        gate = self.gate(torch.cat([x.mean(1, keepdim=True), x.max(1, keepdim=True)[0]], 1))
+        return self.head(x * gate.sigmoid())
+
+
+class Normalised(nn.Module):
+    """Tokens looked up by index, weights divided by their norm, cosine similarity to class vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = weight_norm(nn.Linear(12, 16)), weight_norm(nn.Linear(16, 24))
+        self.classes, self.scale = nn.Linear(24, 5), nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(F.relu(self.a(x)))[:, torch.tensor([0, 3], device=x.device)]
+        return self.scale * F.linear(F.normalize(x, dim=-1), F.normalize(self.classes.weight))
+
+
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0))
 NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
@@ -230,4 +298,9 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "shared": (Shared, IMAGE),
     "auxiliary": (AuxiliaryHead, IMAGE),
     "exotic": (Exotic, IMAGE),
+    "shuffled_twice": (ShuffledTwice, IMAGE),
+    "constants": (Constants, IMAGE),
+    "pixels": (Pixels, IMAGE),
+    "spatial_gate": (SpatialGate, IMAGE),
+    "normalised": (Normalised, TOKENS),
 }

@@ -33,6 +33,11 @@ EXPECTED = {
     "shared": {"stem.0": 16, "up": 24},
     "auxiliary": {"a.0": 16, "b.0": 24},
     "exotic": {"a.0": 16},
+    "shuffled_twice": {"b.0": 16},
+    "constants": {"d.0": 16},
+    "pixels": {"a.0": 8, "b.0": 4},
+    "spatial_gate": {"a.0": 16},
+    "normalised": {"a.parametrizations.weight": 16, "b.parametrizations.weight": 24},
 }
 
 
@@ -157,6 +162,16 @@ def test_unknown_ops_are_named() -> None:
 def test_code_that_holds_a_size_is_found_and_named() -> None:
     (lost,) = [f for f in space_of("baked").frozen if f.name == "b.0"]
     assert lost.reason.startswith("the module's code needs the full size")
+
+
+def test_constants_that_would_run_at_other_widths_are_found() -> None:
+    reasons = {f.name: f.reason for f in space_of("constants").frozen}
+    assert "aten.slice.Tensor splits what is left in another way" in reasons["a.0"]
+    assert "a grid of units is cut unevenly" in reasons["b.0"]
+
+
+def test_what_is_frozen_is_named_once() -> None:
+    assert [f.name for f in space_of("spatial_gate").frozen] == ["head"]
 
 
 def test_inexact_groups_are_marked() -> None:
