@@ -232,18 +232,29 @@ def _time_op(op: Op, device: torch.device) -> OpTimes:
     widths = widths_of(op)
     inputs, outputs = _grids(op, widths)
     ms = np.zeros((len(SHARES), len(SHARES)))
-    timed: dict[tuple[float, float], float] = {}
+    dense = _time_share(op, (1.0, 1.0), device, otherwise=0.0)
+    timed: dict[tuple[float, float], float] = {(1.0, 1.0): dense}
     for i, input_share in enumerate(SHARES):
         for j, output_share in enumerate(SHARES):
             # a width that cannot shrink is measured once
             share = (input_share if inputs else 1.0, output_share if outputs else 1.0)
             if share not in timed:
-                timed[share] = time_call(make_call(op, share, device), device)
+                timed[share] = _time_share(op, share, device, otherwise=dense)
             ms[i, j] = timed[share]
     monotone = np.maximum.accumulate(np.maximum.accumulate(ms, axis=0), axis=1)
     return OpTimes(
         inputs or SHARES, outputs or SHARES, tuple(tuple(round(float(v), 6) for v in row) for row in monotone)
     )
+
+
+def _time_share(op: Op, share: tuple[float, float], device: torch.device, *, otherwise: float) -> float:
+    """Milliseconds at these shares; `otherwise` for an op that does not run alone at other sizes (its arguments hold
+    sizes of their own): then it counts as in the dense network, or as nothing, and calibration makes up for it.
+    """
+    try:
+        return time_call(make_call(op, share, device), device)
+    except (RuntimeError, IndexError, ValueError, TypeError):
+        return otherwise
 
 
 def _grids(op: Op, widths: Widths | None) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -99,9 +99,16 @@ _MakeTensor = Callable[[Sequence[int], torch.dtype], Tensor]
 
 
 def _all_scaled(op: Op, share: float, tensor: _MakeTensor) -> list[Any]:
+    result = scaled_shape(op.outputs[0], share)
+    pointwise = torch.Tag.pointwise in op.func.tags
+
     def scale(value: Any) -> Any:
         if isinstance(value, TensorSpec):
-            return tensor(scaled_shape(value, share), value.dtype)
+            sizes = scaled_shape(value, share)
+            if pointwise:  # an operand that was expanded to the full size has no labels, and shrinks all the same
+                behind = result[len(result) - len(sizes) :]
+                sizes = [size if size == 1 else new for size, new in zip(sizes, behind, strict=True)]
+            return tensor(sizes, value.dtype)
         return type(value)(map(scale, value)) if isinstance(value, tuple | list) else value
 
     args = list(map(scale, op.args))

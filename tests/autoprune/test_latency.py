@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 from autoprune.latency import SHARES, LatencyTable, OpTimes, describe
 from autoprune.replay import is_work, make_call, signature, widths_of
 from autoprune.search_spaces import Budget, SearchSpace, trace
+from autoprune.search_spaces.tracer import Op
 from tests.search_spaces.nets import NETS, randomised
 
 
@@ -132,3 +135,18 @@ def test_measuring_leaves_model_and_threads_alone() -> None:
     assert space.model.training
     assert all(torch.equal(v, before[k]) for k, v in space.model.state_dict().items())
     assert isinstance(space.model, nn.Sequential)
+
+
+def test_an_op_that_does_not_run_alone_counts_as_in_the_dense_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stubborn(op: Op, share: tuple[float, float], device: torch.device) -> Callable[[], Any]:
+        if share != (1.0, 1.0):
+            raise RuntimeError("sizes do not match")
+        return make_call(op, share, device)
+
+    monkeypatch.setattr("autoprune.latency.make_call", stubborn)
+    space = space_of("plain")
+    table = table_of(space)
+    assert all(len({ms for row in times.ms for ms in row}) == 1 for times in table.times.values())
+    assert all(times.ms[0][0] > 0 for times in table.times.values())
+    predictions = table.predictor(space)(space.units([space.dense, space.smallest]))
+    assert predictions[0] == predictions[1] > 0
