@@ -192,7 +192,12 @@ def search(
     others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
     if others:
         _check_tightest(bench, Budget(others))  # before minutes are spent on a table
-    _ = bench.evaluator.score_dense  # model and data fit each other, or this says why not
+    score_dense = bench.evaluator.score_dense  # model and data fit each other, or this says why not
+    unweighted = source is not None and source.weights is None
+    progress.say(
+        f"The dense model scores {format_score(config.score, score_dense)} on the search split"
+        + (", with the weights its constructor gave it: none were named." if unweighted else ".")
+    )
     if len(others) < len(bench.budget.limits):
         bench = use_table(bench, _measure_table(bench, progress))
         _check_tightest(bench, bench.budget)
