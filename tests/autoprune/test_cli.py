@@ -30,7 +30,8 @@ def failed(result: Result, *words: str) -> bool:
     """One line on stderr that begins with ``error:`` and holds the words; exit code 2; no traceback."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    lines = [line for line in result.stderr.splitlines() if not line.startswith(("Searching", "Measuring"))]
+    progress = ("Searching", "Measuring", "The dense model")
+    lines = [line for line in result.stderr.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     assert "Traceback" not in result.stderr
