@@ -23,7 +23,7 @@ import autoprune
 from autoprune.agents import agent_class, make_agent
 from autoprune.agents.base import Trial
 from autoprune.config import FROM_PYTHON, SearchConfig
-from autoprune.controller import Controller, Seat
+from autoprune.controller import Controller, Seat, describe_error
 from autoprune.data import Data
 from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune
@@ -192,7 +192,7 @@ def search(
     others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
     if others:
         _check_tightest(bench, Budget(others))  # before minutes are spent on a table
-    score_dense = bench.evaluator.score_dense  # model and data fit each other, or this says why not
+    score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
     unweighted = source is not None and source.weights is None
     progress.say(
         f"The dense model scores {format_score(config.score, score_dense)} on the search split"
@@ -291,6 +291,18 @@ def _seats(bench: Workbench) -> list[Seat]:
         )
         for share in config.sweep
     ]
+
+
+def _score_dense(bench: Workbench) -> float:
+    try:
+        return bench.evaluator.score_dense
+    except UserError:
+        raise
+    except Exception as error:  # the user's model, data and score run in here
+        raise UserError(
+            f"The dense model cannot be scored, so nothing can be searched: {describe_error(error)} "
+            "Check its weights, the data and the score."
+        ) from error
 
 
 def _check_tightest(bench: Workbench, budget: Budget) -> None:

@@ -140,7 +140,7 @@ class Controller:
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
-                message, kind = _describe(error), type(error).__name__
+                message, kind = describe_error(error), type(error).__name__
             if score is not None and score != score:
                 score, message, kind = None, "the score is NaN.", "nan"
         trial = Trial(
@@ -156,7 +156,7 @@ class Controller:
         return trial, kind
 
 
-def _describe(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What was raised and where."""
     if isinstance(error, EvaluationFailed):  # raised by us, and says it all
         return f"{error}."

@@ -42,7 +42,8 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     """Choose points of the front, then fine-tune, measure, test, export and report them.
 
     Raises:
-        UserError: no trial is complete, or a step does not work.
+        UserError: no trial is complete, a step does not work, or fine-tuning failed for every point; the points are
+            then finished as they were before it.
     """
     config, run = study.config, study.path
     settings = None if config.finetune is None else FineTune.from_dict(config.finetune)
@@ -82,6 +83,11 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
             shutil.rmtree(folder)
     report(finished, study, bench)
     finished.write(run)
+    if settings is not None and settings.epochs and all(point.recipe is None for point in points):
+        raise UserError(
+            "Fine-tuning failed for every point, for the reasons above: all are exported as pruned. Try other "
+            f"settings: autoprune finetune {run} --point best --epochs {settings.epochs} --finetune-arg lr=..."
+        )
     return Finished.read(run) or finished
 
 

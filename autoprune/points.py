@@ -69,6 +69,8 @@ def fine_tune(
         bench = rebuild_workbench(study.config, objects, study.path)
         what = f"Fine-tuning point {index}"
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
+        if settings.epochs and tuned.recipe is None:
+            raise UserError(f"Fine-tuning point {index} failed, for the reason above: it stays as it was.")
         points = [tuned if i == index else old for i, old in enumerate(finished.points)]
         finished = replace(finished, points=tuple(points))
         export(index, network, finished, study, bench)

@@ -208,6 +208,30 @@ def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "4 of 4" in call("resume", tmp_path / "r").stdout
 
 
+def test_a_dense_model_that_cannot_be_scored_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_score.py").write_text("def broken(model, batches):\n    raise ValueError('boom')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result = search(tmp_path / "r", "--score", "own_score:broken")
+    assert failed(result, "The dense model cannot be scored", "ValueError: boom", "own_score.py:2")
+    assert not (tmp_path / "r").exists()
+
+
+def test_fine_tuning_that_fails_for_every_point_is_said_and_loses_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    result = search(run, "--trials", "2", "--finetune-epochs", "1", "--finetune-arg", "lr=1e30")
+    assert result.exit_code == 2
+    assert "The loss became nan in epoch 1" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: Fine-tuning failed for every point")
+    before = (run / "front.json").read_bytes()
+    assert call("show", run).exit_code == 0
+    result = call("finetune", run, "--epochs", "1", "--finetune-arg", "lr=1e30")
+    assert result.exit_code == 2
+    assert "stays as it was" in result.stderr
+    assert (run / "front.json").read_bytes() == before
+    assert call("resume", run).exit_code == 0
+
+
 def test_mistakes_of_ours_are_code_1_and_debug_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(*args: Any, **kwargs: Any) -> None:
         raise KeyError("oh")
