@@ -73,7 +73,8 @@ class Study:
         try:
             with atomic_folder(path, replace=False) as folder:
                 config.write(folder)
-                _create_database(folder, path.name, config)
+                with _disk_errors(path):
+                    _create_database(folder, path.name, config)
                 if fill is not None:
                     fill(folder)
         except OSError:
@@ -139,13 +140,8 @@ class Study:
         )
         if frozen.datetime_complete is not None:
             frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
-        try:
+        with _disk_errors(self.path):
             self._study.add_trial(frozen)
-        except optuna.exceptions.StorageInternalError as error:
-            cause = str(error.__cause__ or error)
-            if "disk is full" in cause:
-                raise OSError(errno.ENOSPC, "No space left on device", str(self.path / FILE)) from error
-            raise OSError(errno.EIO, f"Cannot store the trial: {cause}", str(self.path / FILE)) from error
         self.trials.append(trial)
 
     def plan(self, trials: int) -> None:
@@ -186,6 +182,22 @@ def check_new(path: Path) -> None:
 def objectives(budget: Sequence[str]) -> list[str]:
     """Names of the study's objectives: the score (maximised), MACs and every budgeted cost (minimised)."""
     return ["score", *dict.fromkeys(["macs", *Budget.parse(budget).costs])]
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Raise what SQLite says of the disk as the OSError that it is, for the study in the run folder `path`."""
+    try:
+        yield
+    except Exception as error:
+        cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+        while cause is not None and not isinstance(cause, sqlite3.Error):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        full = "disk is full" in str(cause)
+        code, words = (errno.ENOSPC, "No space left on device") if full else (errno.EIO, f"Cannot store: {cause}")
+        raise OSError(code, words, str(path / FILE)) from error
 
 
 def _create_database(folder: Path, name: str, config: SearchConfig) -> None:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -214,3 +216,18 @@ def test_plan_is_durable(tmp_path: Path) -> None:
     with Study.open(tmp_path / "r") as study:
         study.plan(90)
     assert Study.read(tmp_path / "r").config.trials == 90
+
+
+def test_full_disk_while_the_study_is_made_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = sqlite3.connect
+
+    def small(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = original(*args, **kwargs)
+        connection.execute("PRAGMA max_page_count = 8")
+        return connection
+
+    monkeypatch.setattr("autoprune.study.sqlite3.connect", small)
+    with pytest.raises(OSError, match="No space left") as caught:
+        Study.create(tmp_path / "r", CONFIGURATION)
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
