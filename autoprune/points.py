@@ -111,13 +111,14 @@ def export_point(
     target = Path(out) if out is not None else Path(f"{path.resolve().name}-{index}{ending}")
     if target.exists():
         raise UserError(f"{target} exists. Choose another name: --out.")
+    pruned = load(folder, model=model, trust=True)  # a damaged point is refused before anything is written
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":
         with atomic_folder(target, replace=False) as copy:
             shutil.copytree(folder, copy, dirs_exist_ok=True)
-        load(target, model=model, trust=True)
+            load(copy, model=model, trust=True)
     else:
-        write_format(kind, load(folder, model=model, trust=True), example_inputs(folder), target)
+        write_format(kind, pruned, example_inputs(folder), target)
     return target
 
 

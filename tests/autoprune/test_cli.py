@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,16 @@ def test_fine_tuning_that_fails_for_every_point_is_said_and_loses_nothing(tmp_pa
     assert "stays as it was" in result.stderr
     assert (run / "front.json").read_bytes() == before
     assert call("resume", run).exit_code == 0
+
+
+def test_a_damaged_point_is_named_and_nothing_is_written(finished: Path, tmp_path: Path) -> None:
+    run, out = tmp_path / "r", tmp_path / "out"
+    shutil.copytree(finished, run)
+    weights = run / "front" / "0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    result = call("export", run, "--point", "0", "--format", "folder", "--out", out)
+    assert failed(result, str(weights))
+    assert not out.exists()
 
 
 def test_mistakes_of_ours_are_code_1_and_debug_shows_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
