@@ -273,7 +273,7 @@ def _go_on(study: Study, bench: Workbench, seats: Sequence[Seat], progress: Prog
         label=lambda score: format_score(study.config.score, score),
     ).run()
     finished = Finished.read(study.path)
-    if finished is None or finished.num_trials != len(trials):
+    if finished is None or finished.num_trials != len(trials) or not finished.is_whole():
         (study.path / FOLDER).mkdir(exist_ok=True)
         remove_leftovers(study.path / FOLDER)
         finished = finish(study, bench, progress)

@@ -38,8 +38,9 @@ def write_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str
         atomic_write(path, _MAGIC + hashlib.sha256(content).digest() + content)
     except OSError as error:
         raise UserError(
-            f"The checkpoint {path} cannot be written: {error.strerror or error}. The one of the epoch before is still "
-            "there: make room or choose another folder, then run the same command again."
+            f"The checkpoint {path} cannot be written: {error.strerror or error}. What was written before is still "
+            "there: make room or choose another folder, then go on: with `autoprune resume` if there is a run "
+            "folder, else with the same command."
         ) from None
 
 

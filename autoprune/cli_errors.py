@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +25,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         errors = Console(stderr=True, highlight=False)
+        _load_torch()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
@@ -41,6 +46,25 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def _load_torch() -> None:
+    """Import torch with Ctrl-C leaving at once: an import of it that is broken off half-way cannot end cleanly."""
+
+    def leave(*_: Any) -> None:
+        os.write(2, b"Stopped. Nothing was begun.\n")
+        os._exit(130)
+
+    if "torch" in sys.modules or threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:  # started in the background of a shell: Ctrl-C is not for us
+        return
+    signal.signal(signal.SIGINT, leave)
+    try:
+        import torch  # noqa: F401
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _explained(error: Exception) -> tuple[str, int]:
     from autoprune.search_spaces.errors import UserError
 
@@ -48,8 +72,13 @@ def _explained(error: Exception) -> tuple[str, int]:
         return str(error), 2
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        kept = " What was finished before is stored." if error.errno == errno.ENOSPC else ""
-        return f"{error.strerror or error}{where}.{kept}", 2
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        step = (
+            "What was finished before is stored: make room, then go on with `autoprune resume`."
+            if full
+            else "Choose a file or folder that can be used here."
+        )
+        return f"{error.strerror or error}{where}. {step}", 2
     return f"{type(error).__name__}: {error}. Run again with --debug to see where.", 1
 
 

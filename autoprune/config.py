@@ -140,6 +140,8 @@ class SearchConfig:
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}. Mend that line, or restore the file.") from None
         found = tables["run"].get("format") if isinstance(tables.get("run"), dict) else None
+        if found is None:
+            raise UserError(f"{path} is damaged: it names no run format. Restore the file, or start a new run.")
         if found != FORMAT:
             raise UserError(
                 f"{folder} was made by another version of autoprune (run format {found!r}, this one reads {FORMAT}). "
@@ -162,7 +164,10 @@ class SearchConfig:
         required = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
         for name in sorted(required - values.keys()):
             raise UserError(f"{path} lacks the setting {name!r}. Restore the file.")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import nn
 from autoprune.card import card
 from autoprune.device import device_info
 from autoprune.export import export_folder, export_onnx, export_program
+from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
@@ -57,7 +58,7 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     for index, trial in enumerate(chosen):
         point = FrontPoint(trial=trial.number, candidate=trial.candidate, costs=trial.costs, score=trial.score or 0.0)
         what = f"Fine-tuning point {index} ({index + 1} of {len(chosen)})"
-        point, model = tune(point, run, bench, settings, progress, what)
+        point, model = tune(point, run, bench, own_recipe(run, trial.number) or settings, progress, what)
         points.append(point)
         models[str(index)] = model
     latencies = _measure(models, bench, progress)
@@ -136,6 +137,21 @@ def tune(
         test_after=test_accuracy(tuned, bench),
     )
     return point, tuned
+
+
+def own_recipe(run: Path, trial: int) -> FineTune | None:
+    """Settings that this trial's subnet was fine-tuned with by hand; a new front takes them instead of the run's."""
+    path = _recipe_path(run, trial)
+    return FineTune.from_dict(read_json(path)) if path.is_file() else None
+
+
+def keep_recipe(run: Path, trial: int, settings: FineTune) -> None:
+    """Remember a fine-tuning by hand beside its checkpoint, which gives its weights again without training."""
+    write_json(_recipe_path(run, trial), settings.to_dict())
+
+
+def _recipe_path(run: Path, trial: int) -> Path:
+    return run / "finetune" / str(trial) / "recipe.json"
 
 
 def test_accuracy(model: nn.Module, bench: Workbench) -> float | None:

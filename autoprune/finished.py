@@ -62,6 +62,10 @@ class Finished:
         dense = self.dense
         return {"costs": dense.costs, "score": dense.score, "test": dense.test, "latency": dense.latency}
 
+    def is_whole(self) -> bool:
+        """Whether the folders of all points are there, as `read` found them."""
+        return all(point.path is not None and point.path.is_dir() for point in self.points)
+
     def write(self, run: Path) -> None:
         """Store atomically as ``front.json`` of a run folder."""
         points = [point.to_dict() | {"path": f"{FOLDER}/{index}"} for index, point in enumerate(self.points)]

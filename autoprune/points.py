@@ -16,7 +16,7 @@ from autoprune.config import SearchConfig
 from autoprune.data import Data
 from autoprune.files import atomic_folder
 from autoprune.finetune import FineTune
-from autoprune.finish import FORMATS, export, report, tune, write_format
+from autoprune.finish import FORMATS, export, keep_recipe, report, tune, write_format
 from autoprune.finished import FOLDER, Finished
 from autoprune.front import FrontPoint
 from autoprune.loading import load
@@ -24,7 +24,7 @@ from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.scores import Score
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study
-from autoprune.tables import best_index
+from autoprune.tables import best_index, final_score, format_score
 from autoprune.workbench import handed_over, rebuild_workbench
 
 
@@ -43,6 +43,8 @@ def fine_tune(
     progress: Progress = NO_PROGRESS,
 ) -> FrontPoint:
     """Fine-tune one point of a finished front, from the pruned weights, and export it again in place.
+
+    A result that is worse on the search split does not replace the point.
 
     Args:
         run: the run folder.
@@ -71,6 +73,12 @@ def fine_tune(
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
         if settings.epochs and tuned.recipe is None:
             raise UserError(f"Fine-tuning point {index} failed, for the reason above: it stays as it was.")
+        before, after = final_score(finished.points[index]), final_score(tuned)
+        if after < before:
+            shown = [format_score(study.config.score, value) for value in (after, before)]
+            progress.say(f"Point {index} stays as it was: {shown[0]} on the search split would replace {shown[1]}.")
+            return finished.points[index]
+        keep_recipe(study.path, tuned.trial, settings)
         points = [tuned if i == index else old for i, old in enumerate(finished.points)]
         finished = replace(finished, points=tuple(points))
         export(index, network, finished, study, bench)
@@ -111,6 +119,8 @@ def export_point(
     target = Path(out) if out is not None else Path(f"{path.resolve().name}-{index}{ending}")
     if target.exists():
         raise UserError(f"{target} exists. Choose another name: --out.")
+    if not folder.is_dir():
+        raise UserError(f"The folder {folder} of point {index} is missing. Make it again: autoprune resume {path}.")
     pruned = load(folder, model=model, trust=True)  # a damaged point is refused before anything is written
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,6 +178,9 @@ def check_new(path: Path) -> None:
         raise UserError(f"{path} exists. Go on with it: `autoprune resume {path}`; or choose another folder: --run.")
     if path.exists():
         raise UserError(f"{path} exists and is not a run folder. Choose another folder: --run.")
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not (nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)):
+        raise UserError(f"{path} cannot be made: {nearest} is no folder that can be written to. Choose another: --run.")
 
 
 def objectives(budget: Sequence[str]) -> list[str]:

@@ -116,10 +116,15 @@ def _in_memory(
 
 def _from_function(spec: str, made: Any, seed: int, search_size: float | None) -> Data:
     names = ("train", "search", "test")
+    words = "a dict with"
     if isinstance(made, (tuple, list)) and len(made) == 3:
+        words = "loaders only for"
         made = dict(zip(names, made, strict=True))
     if not isinstance(made, dict) or made.get("train") is None or not set(made) <= set(names):
-        got = f"a dict with {', '.join(map(repr, made))}" if isinstance(made, dict) else f"a {type(made).__name__}"
+        got = f"a {type(made).__name__}"
+        if isinstance(made, dict):
+            given = [repr(name) for name, loader in made.items() if loader is not None]
+            got = f"{words} {', '.join(given) or 'nothing'}"
         raise UserError(
             f"{spec} must return (train, search, test) loaders (None for a search or test split there is none of), a "
             f"dict with 'train' and, if wanted, 'search' and 'test', or a Data, but returned {got}."

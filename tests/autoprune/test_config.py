@@ -41,7 +41,7 @@ def test_torn_temporary_file_is_not_read(tmp_path: Path) -> None:
     ("old", "new", "message"),
     [
         ("format = 1", "format = 2", "another version"),
-        ("format = 1", "", "another version"),
+        ("format = 1", "", "is damaged"),
         ("trials = 100", "trials = ", "damaged"),
         ("trials = 100", "trials = 0", "`trials` must be"),
         ("trials = 100", 'trials = "60"', "`trials` must be"),
