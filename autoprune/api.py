@@ -188,19 +188,7 @@ def search(
         example_inputs=example_inputs,
         score=score,
     )
-    bench = make_workbench(config, objects)
-    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
-    if others:
-        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
-    score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
-    unweighted = source is not None and source.weights is None
-    progress.say(
-        f"The dense model scores {format_score(config.score, score_dense)} on the search split"
-        + (", with the weights its constructor gave it: none were named." if unweighted else ".")
-    )
-    if len(others) < len(bench.budget.limits):
-        bench = use_table(bench, _measure_table(bench, progress))
-        _check_tightest(bench, bench.budget)
+    bench = _prepare(make_workbench(config, objects), progress)
     seats = _seats(bench)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
     config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
@@ -260,6 +248,23 @@ def resume(
         if trials is not None:
             study.plan(study.config.trials + trials)
         return _go_on(study, replace(bench, config=study.config), seats, progress)
+
+
+def _prepare(bench: Workbench, progress: Progress) -> Workbench:
+    """Find out that the search can work, the cheapest check first; measure the latency table where it is needed."""
+    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
+    if others:
+        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
+    score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
+    unweighted = bench.source is not None and bench.source.weights is None
+    progress.say(
+        f"The dense model scores {format_score(bench.config.score, score_dense)} on the search split"
+        + (", with the weights its constructor gave it: none were named." if unweighted else ".")
+    )
+    if len(others) < len(bench.budget.limits):
+        bench = use_table(bench, _measure_table(bench, progress))
+        _check_tightest(bench, bench.budget)
+    return bench
 
 
 def _go_on(study: Study, bench: Workbench, seats: Sequence[Seat], progress: Progress) -> Result:

@@ -116,6 +116,7 @@ def test_scoring_leaves_a_network_that_keeps_tensors_trainable() -> None:
     model = Keeping()
     accuracy(model, ListBatches((torch.rand(2, 4), torch.tensor([0, 1]))))
     model(torch.rand(2, 4)).sum().backward()
+    assert model.layer.weight.grad is not None
 
 
 # -- what does not fit -----------------------------------------------------------------------------------------------

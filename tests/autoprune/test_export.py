@@ -248,6 +248,8 @@ def test_dropout_and_random_layers_in_train_mode_do_not_matter(tmp_path: Path) -
     space = trace(dense, torch.rand(2, 4))
     pruned = space.materialise(space.candidate(0.5)).train()
     export(tmp_path / "0", pruned, space, source=None)
+    x = torch.rand(3, 4)
+    assert torch.equal(load(tmp_path / "0", model=dense)(x), pruned.eval()(x))
 
 
 # -- what a folder may not do -----------------------------------------------------------------------------------------

@@ -142,7 +142,8 @@ def test_lock_is_not_inherited_by_forked_workers(tmp_path: Path) -> None:
     try:
         time.sleep(0.05)
         study.close()
-        Study.open(tmp_path / "r").close()
+        with Study.open(tmp_path / "r") as again:
+            assert again.trials == study.trials
     finally:
         os.kill(worker, signal.SIGKILL)
         os.waitpid(worker, 0)

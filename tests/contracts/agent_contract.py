@@ -126,12 +126,15 @@ class AgentContract:
         for number in range(self.num_trials):
             trial = Trial(number=number, candidate=agent.ask(number), state=state, score=None)  # type: ignore[arg-type]
             agent.tell(trial)
+            assert is_feasible(agent.space, trial.candidate, agent.budget)
 
     def test_survives_equal_and_extreme_scores(self) -> None:
         for score in (0.5, 1e300, -1e300):
             agent = self.make()
             for number in range(self.num_trials):
-                agent.tell(Trial(number=number, candidate=agent.ask(number), state="complete", score=score))
+                candidate = agent.ask(number)
+                assert is_feasible(agent.space, candidate, agent.budget)
+                agent.tell(Trial(number=number, candidate=candidate, state="complete", score=score))
 
     @pytest.mark.parametrize("widths", [[4], [4, 12], [4, 4, 4]], ids=["one candidate", "a fixed group", "all fixed"])
     def test_groups_with_a_single_level(self, widths: list[int]) -> None:
