@@ -27,7 +27,7 @@ def commands(folder: Path) -> list[list[str]]:
         ["train", *MODEL, "--epochs", "15", "--out", weights],
         [
             *["search", *MODEL, "--weights", weights],
-            *["--budget", "macs=0.5x", "--budget", "latency=0.9x", "--sweep", "1", "--sweep", "0.8"],
+            *["--budget", "macs=0.4x", "--budget", "latency=0.95x", "--sweep", "1", "--sweep", "0.85"],
             *["--agent", "tpe", "--trials", "60", "--seed", "0"],
             *["--finetune-epochs", "8", "--finetune-arg", "lr=0.05", "--format", "onnx", "--run", run],
         ],

@@ -171,10 +171,19 @@ def _constructor(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
             raise _unknown_model("timm", name, timm.list_models(), "timm.list_models()")
         return timm.create_model, {"model_name": name, "pretrained": False}
     if family and name:
-        return import_function(spec, "model"), {}
+        try:
+            return import_function(spec, "model"), {}
+        except UserError as error:
+            near = difflib.get_close_matches(family, ("torchvision", "timm", "autoprune.nets"), n=1, cutoff=0.8)
+            if not near or not isinstance(error.__cause__, ModuleNotFoundError):
+                raise
+            raise UserError(f"{error} Did you mean {near[0]}:{name}?") from error
+    from torchvision import models
+
+    hint = f" Did you mean torchvision:{spec}?" if spec in models.list_models() else ""
     raise UserError(
-        f"Cannot read the model {spec!r}. Write torchvision:NAME (torchvision:resnet18), timm:NAME (timm:resnet26), or "
-        "package.module:function (autoprune.nets:digits_resnet) for a function of your own."
+        f"Cannot read the model {spec!r}.{hint} Write torchvision:NAME (torchvision:resnet18), timm:NAME "
+        "(timm:resnet26), or package.module:function (autoprune.nets:digits_resnet) for a function of your own."
     )
 
 

@@ -78,7 +78,10 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "message"),
     [
         ("torchvision:resnt18", "Unknown torchvision model 'resnt18'. Did you mean 'resnet18'"),
-        ("resnet18", "Cannot read the model 'resnet18'. Write torchvision:NAME"),
+        ("resnet18", "Cannot read the model 'resnet18'. Did you mean torchvision:resnet18[?] Write torchvision:NAME"),
+        ("resnot", "Cannot read the model 'resnot'. Write torchvision:NAME"),
+        ("torchvison:resnet18", "Did you mean torchvision:resnet18[?]"),
+        ("autoprune.net:digits_resnet", "Did you mean autoprune.nets:digits_resnet[?]"),
         ("torchvision:", "package.module:function"),
         (":x", "package.module:function"),
         ("no_such_package.nets:net", "needs a module 'no_such_package', but there is none in"),
