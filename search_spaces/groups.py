@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,27 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Linear:
+    """A number of kept positions as a function of kept units: ``fixed + sum(factor * units[group])``."""
+
+    fixed: int
+    factors: tuple[tuple[int, int], ...]
+
+    def __call__(self, units: Sequence[int]) -> int:
+        return self.fixed + sum(factor * units[group] for group, factor in self.factors)
+
+    def scaled(self, numerator: int, denominator: int) -> Linear | None:
+        """The number times a fraction; None where that is not always a whole one."""
+        parts = [self.fixed * numerator, *(factor * numerator for _, factor in self.factors)]
+        if any(part % denominator for part in parts):
+            return None
+        return Linear(
+            parts[0] // denominator,
+            tuple((group, part // denominator) for (group, _), part in zip(self.factors, parts[1:], strict=True)),
+        )
+
+
+@dataclass(frozen=True)
 class Grouping:
     """Groups in the order in which their first unit was made.
 
@@ -48,7 +70,54 @@ class Grouping:
 
     def atoms(self, index: int) -> IntArray:
         """All atoms of one group."""
-        return np.flatnonzero(self.group_of[self.solution.component] == index)
+        return np.flatnonzero(self.group_of_atom == index)
+
+    @cached_property
+    def group_of_atom(self) -> IntArray:
+        """Atom -> group index, -1 where nothing can be cut."""
+        group: IntArray = self.group_of[self.solution.component]
+        return group
+
+    @cached_property
+    def sizes(self) -> IntArray:
+        """Units of every group."""
+        return np.array([g.num_units for g in self.groups], np.int64)
+
+    def count(self, atoms: IntArray) -> Linear | None:
+        """How many of the `atoms` of a field are kept; None where that never changes."""
+        group = self.group_of_atom[atoms.ravel()]
+        group = group[group >= 0]
+        if not len(group):
+            return None
+        positions = np.bincount(group, minlength=len(self.sizes))
+        touched = np.flatnonzero(positions)
+        if (positions[touched] % self.sizes[touched]).any():
+            return None  # part of a field: its units need not occur equally often
+        factors = positions[touched] // self.sizes[touched]
+        return Linear(atoms.size - len(group), tuple(zip(touched.tolist(), factors.tolist(), strict=True)))
+
+    def along_axis(self, atoms: IntArray) -> Linear | None:
+        """Kept positions along the first axis of a grid [size, ...]; None where it never shrinks, or unevenly."""
+        rows = atoms.reshape(len(atoms), -1)
+        units = np.where(self.group_of_atom[rows] >= 0, self.solution.component[rows], -1)
+        if (units != units[:, :1]).any():
+            return None
+        return self.count(rows[:, 0])
+
+    @cached_property
+    def components(self) -> list[IntArray]:
+        """Components of every group, in unit order."""
+        found = []
+        for index in range(len(self.groups)):
+            members = np.flatnonzero(self.group_of == index)
+            found.append(members[np.argsort(self.unit_of[members])])
+        return found
+
+    def first_atoms(self, index: int) -> IntArray:
+        """One atom of every unit of a group, in unit order."""
+        _, first = np.unique(self.solution.component, return_index=True)
+        atoms: IntArray = first[self.components[index]]
+        return atoms
 
 
 def make_levels(num_units: int, positions: int, align: int, max_levels: int) -> tuple[int, ...]:
@@ -121,6 +190,7 @@ def make_groups(
             frozen.append(Frozen(name, 1, "one unit only, all its channels are tied", name, ""))
         else:
             positions = owners.positions(component, components[0], producers[0])
+            levels = make_levels(len(components), positions, align, max_levels)
             group_of[components] = len(groups)
             unit_of[components] = np.arange(len(components))
             groups.append(
@@ -128,7 +198,7 @@ def make_groups(
                     name=_unique(name, [g.name for g in groups]),
                     kind="channels",
                     num_units=len(components),
-                    levels=make_levels(len(components), positions, align, max_levels),
+                    levels=tuple(level for level in levels if level > 1 or not solution.two[components].any()),
                     exact=not bool(solution.inexact[components].any()),
                     producers=producers,
                 )

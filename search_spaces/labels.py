@@ -88,6 +88,7 @@ class Ties:
     module: str = ""
     op: str = ""
     _pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
+    _two: list[IntArray] = field(default_factory=list)
     _inexact: list[IntArray] = field(default_factory=list)
     _produced: list[IntArray] = field(default_factory=list)
 
@@ -135,6 +136,10 @@ class Ties:
                 left.append(f)
         return tuple(left)
 
+    def keep_two(self, atoms: IntArray) -> None:
+        """Of the units of these atoms, at least two stay."""
+        self._two.append(atoms)
+
     def mark_inexact(self, atoms: IntArray) -> None:
         """A statistic runs over these positions: cutting some changes what the rest becomes."""
         self._inexact.append(atoms.ravel())
@@ -142,6 +147,14 @@ class Ties:
     def mark_produced(self, atoms: IntArray) -> None:
         """These positions are made by the rows of a weight: cutting the rows removes them at the source."""
         self._produced.append(atoms[atoms != STAYS])
+
+    def mark(self) -> int:
+        """How many unions there are: `back_to` takes back what came later."""
+        return len(self._pairs)
+
+    def back_to(self, mark: int) -> None:
+        """Take back every union made since `mark`."""
+        del self._pairs[mark:]
 
     @property
     def produced_atoms(self) -> IntArray:
@@ -184,7 +197,9 @@ class Ties:
 
         pinned = touched([pin.atoms for pin in self.pins])
         pinned[component[STAYS]] = True
-        return Solution(component.astype(np.int64), pinned, touched(self._inexact), touched(self._produced))
+        return Solution(
+            component.astype(np.int64), pinned, touched(self._inexact), touched(self._produced), touched(self._two)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +210,7 @@ class Solution:
     pinned: NDArray[np.bool_]
     inexact: NDArray[np.bool_]
     produced: NDArray[np.bool_]
+    two: NDArray[np.bool_]
 
 
 def reshape(ties: Ties, labels: Labels, shape: Sequence[int], new_shape: Sequence[int]) -> Labels:

@@ -1,133 +1,248 @@
 """Proof of shapes: every group is cut by one unit, then by a random number, and the model run before it is offered.
 
 A network whose Python code holds a size (``view(n, 768)``, ``x[:, :16]``, an assertion on the width) raises, or some op
-makes another shape than the labels say. The groups to blame are found by the module in which it failed, and stay
-whole. That the numbers are right too is `verify`'s matter.
+makes another shape than the labels say. The groups to blame are found by the module in which it failed. Then, in turn:
+a number that the module holds is read differently (`attributes`); groups that the code expects in step are tied, a head
+to its share of the width, say; and where neither helps, they stay whole, and the line of code is named. What was
+learnt about one module holds for all of its class. That the numbers are right too is `verify`'s matter.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+import os
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoprune.search_spaces import surgery
-from autoprune.search_spaces.runs import Traced
-from autoprune.search_spaces.tracer import ModulePaths, Op, TensorSpec, module_paths, plain_kernels, tensors
+from autoprune.search_spaces.attributes import Attributes, Choice
+from autoprune.search_spaces.runs import Run, Traced
+from autoprune.search_spaces.shapes import ShapeCheck
+from autoprune.search_spaces.tracer import ModulePaths, module_paths, plain_kernels
 from autoprune.search_spaces.types import IntArray
 
 if TYPE_CHECKING:
     from autoprune.search_spaces.space import SearchSpace
 
+_MOST_FIXES = 16
+"""Fixes tried for one class of modules; the likeliest come first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Where the cut model failed, which module had finished last, and the model's own words."""
+    """Where a cut model failed: the module, the one that had finished last, the line of code, the model's own words.
+
+    `passed` is the number of ops that had gone well.
+    """
 
     module: str
     finished: str
+    line: str
     message: str
+    passed: int
 
 
-def failing_groups(space: SearchSpace, traced: Traced) -> dict[int, Failure]:
-    """Groups that the model does not run without; empty where all can be cut together."""
-    units = np.array([g.num_units for g in space.groups], np.int64)
-    failing: dict[int, Failure] = {}
-    # One unit each leaves widths that few constants divide; but two groups of one size then still have one size.
-    for kept in (units - 1, np.random.default_rng(0).integers(1, units)):
-        while True:
-            left = [i for i in range(len(units)) if i not in failing]
-            failure = _try(space, traced, kept, left) if left else None
-            if failure is None:
-                break
-            for suspects in _suspects(space, left, failure):
-                alone = (
-                    {suspects[0]: failure}  # nobody else there: too careful where the cause is elsewhere, never wrong
-                    if len(suspects) == 1
-                    else {i: f for i in suspects if (f := _try(space, traced, kept, [i]))}
-                )
-                failing |= alone
-                if alone:
-                    break
-            else:  # they fail only together
-                failing |= dict.fromkeys(suspects, failure)
-    return failing
+def prove(build: Callable[[], SearchSpace], traced: Traced, attributes: Attributes) -> SearchSpace:
+    """Build spaces from what is tied so far, until one runs however it is cut.
 
-
-def _suspects(space: SearchSpace, left: Sequence[int], failure: Failure) -> Iterator[list[int]]:
-    """Who may be to blame, the likeliest first: what came out of the last module, what the failing one holds, all."""
-    for module in (failure.finished, failure.module):
-        near = [i for i in left if _touches(space, i, module)]
-        if module and near:
-            yield near
-    yield list(left)
-
-
-def _try(space: SearchSpace, traced: Traced, num_kept: IntArray, cut: Iterable[int]) -> Failure | None:
-    """Keep only the first units of these groups and run."""
-    chosen = set(cut)
-    kept = [np.arange(num_kept[i] if i in chosen else g.num_units) for i, g in enumerate(space.groups)]
-    paths = ModulePaths()
-    try:
-        model = surgery.cut(traced.model, space.kept_indices(kept), share=True).eval()
-        shapes = _Shapes(traced.traces[0].ops, space.keep_atoms(kept))
-        with plain_kernels(), torch.no_grad(), module_paths(model, paths), shapes:
-            model(*traced.args, **traced.kwargs)
-    except Exception as error:  # the model's own words are kept and reported
-        return Failure(paths.running[-1], paths.finished, str(error).strip().partition("\n")[0])
-    return None
-
-
-_COPIES = frozenset(("clone", "alias", "detach"))
-_VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
-
-
-class _Shapes(TorchDispatchMode):
-    """Raises where an op makes another shape than its labels say: code that divides a width in its own way.
-
-    Whether a reshape copies depends on strides, so on sizes of 1: copies are left out, and views are all alike.
+    Args:
+        build: makes the space from `traced.ties` and `attributes`, which are changed between calls.
     """
-
-    def __init__(self, ops: Sequence[Op], keep: NDArray[np.bool_]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
-        self.keep = keep
-
-    def __torch_dispatch__(
-        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in _COPIES:
-            return out
-        op = next(self.ops, None)
-        if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
-            raise ValueError(f"the code takes another path at {func}")
-        for tensor, spec in zip(tensors(out), op.outputs, strict=True):
-            sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
-            if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width
-                raise ValueError(f"{func} splits what is left in another way")
-        return out
-
-    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
-        """What is left of a shape."""
-        sizes = list(spec.shape)
-        for f in spec.labels:
-            keep = self.keep[f.atoms]
-            for axis, dim in enumerate(f.dims):
-                sizes[dim] = int(keep.any(tuple(i for i in range(keep.ndim) if i != axis)).sum())
-            if math.prod(sizes[d] for d in f.dims) != keep.sum():
-                raise ValueError("a grid of units is cut unevenly")
-        return tuple(sizes)
+    prover = _Prover(build, traced, attributes)
+    while (found := prover.failure()) is not None:
+        prover.mend(*found)
+    return prover.space
 
 
-def _touches(space: SearchSpace, index: int, module: str) -> bool:
-    """Does the group cut a parameter of this module or of one inside it?"""
-    prefix = f"{module}." if module else ""
-    return any(name.startswith(prefix) for name in space.tensors_of(index))
+class _Prover:
+    def __init__(self, build: Callable[[], SearchSpace], traced: Traced, attributes: Attributes) -> None:
+        self.build, self.traced, self.attributes = build, traced, attributes
+        self.space = build()
+        self.hopeless: set[tuple[type | None, str]] = set()
+
+    # -- runs -----------------------------------------------------------------------------------------------------
+
+    def failure(self) -> tuple[int, Run, Failure] | None:
+        """The first failure of all groups cut together: by one unit, to unlike numbers, to a single one.
+
+        One unit less leaves widths that few constants divide, but two groups of one size then still have one size.
+        """
+        for run in self.traced.runs:
+            for way in (0, 1, 2):
+                groups = enumerate(self.space.groups)
+                cut = [i for i, g in groups if way < 2 or (g.levels[0] == 1 and g.num_units > 2)]
+                if not cut:
+                    continue
+                failure = self.attempt(way, run, cut)
+                if failure is not None:
+                    if run is not self.traced.runs[0] and self.attempt(way, run, ()) is not None:
+                        break  # a run that differs from itself (random depth) proves nothing
+                    return way, run, failure
+        return None
+
+    def attempt(self, way: int, run: Run, cut: Iterable[int]) -> Failure | None:
+        """Cut these groups and run."""
+        space, chosen = self.space, set(cut)
+        if not chosen and run is self.traced.runs[0]:
+            return None
+        units = np.array([g.num_units for g in space.groups], np.int64)
+        fewer = (units - 1, _unlike(units), np.ones_like(units))[way]
+        kept = [np.arange(fewer[i] if i in chosen else n) for i, n in enumerate(units)]
+        paths, check = ModulePaths(), ShapeCheck(run.trace.ops, space.keep_atoms(kept))
+        try:
+            model = space.cut(kept, self.traced.model, share=True).train(run.training)
+            with plain_kernels(), torch.no_grad(), run.seeded(), module_paths(model, paths), check:
+                model(*run.args, **run.kwargs)
+        except Exception as error:  # the model's own words are kept and reported
+            words = str(error).strip().partition("\n")[0] or type(error).__name__
+            return Failure(paths.running[-1], paths.finished, _line(error), words, check.passed)
+        return None
+
+    # -- repair -----------------------------------------------------------------------------------------------------
+
+    def mend(self, way: int, run: Run, failure: Failure) -> None:
+        """Make the space one that no longer fails so."""
+        failing = self.culprits(way, run, failure)
+        ties, grouping = self.traced.ties, self.space.grouping
+        if way == 2:  # a dimension of size 1 is treated in its own way (``squeeze``, ``einsum``): two units at least
+            ties.keep_two(np.concatenate([grouping.atoms(i) for i in failing]))
+        else:
+            key = (self.attributes.kinds.get(failure.module), failure.line)
+            if key not in self.hopeless and self.fixed(way, run, failure, list(failing)):
+                return
+            self.hopeless.add(key)
+            pinned = dict(failing)
+            for other in self.alike(failure.module, list(failing)):
+                for index in other:
+                    found = None if index in pinned else self.attempt(way, run, [index])
+                    if found is not None and found.line == failure.line:
+                        pinned[index] = found
+            for index, found in pinned.items():
+                ties.module, ties.op = found.module, ""
+                ties.pin(grouping.atoms(index), f"the code needs the full size ({found.line}: {found.message})")
+        self.space = self.build()
+
+    def culprits(self, way: int, run: Run, failure: Failure) -> dict[int, Failure]:
+        """Groups that fail alone, or else those that fail together."""
+        suspects: list[int] = []
+        for suspects in self.suspects(failure):
+            if len(suspects) == 1:  # nobody else there: too careful where the cause is elsewhere, never wrong
+                return {suspects[0]: failure}
+            alone = {i: f for i in suspects if (f := self.attempt(way, run, [i]))}
+            if alone:
+                return alone
+        return dict.fromkeys(suspects, failure)
+
+    def suspects(self, failure: Failure) -> Iterator[list[int]]:
+        """Who may be to blame, the likeliest first: what the failing module holds, what came out of the last, all."""
+        every = list(range(len(self.space.groups)))
+        for module in (failure.module, failure.finished):
+            near = [i for i in every if self.space.roles(i, module)]
+            if module and near:
+                yield near
+        yield every
+
+    def fixed(self, way: int, run: Run, failure: Failure, failing: list[int]) -> bool:
+        """Try fixes until the failing groups run, or fail further on."""
+        atoms = [int(self.space.grouping.first_atoms(i)[0]) for i in failing]
+        before = self.space
+        for count, undo in enumerate(self.fixes(failure, failing)):
+            self.space = self.build()
+            again = {int(self.space.grouping.group_of_atom[a]) for a in atoms} - {-1}
+            left = self.attempt(way, run, again) if again else failure
+            if left is None or (left.passed > failure.passed and left.module != failure.module):
+                return True
+            undo()
+            self.space = before
+            if count == _MOST_FIXES:
+                break
+        return False
+
+    def fixes(self, failure: Failure, failing: list[int]) -> Iterator[Callable[[], None]]:
+        """Apply one fix after the other; each yields how to undo it."""
+        attributes, grouping = self.attributes, self.space.grouping
+        chosen = dict(attributes.chosen)
+
+        def choose_again() -> None:
+            attributes.chosen = dict(chosen)
+
+        others: list[Choice] = []
+        alone: list[Choice] = []
+        for path in self.around(failure):
+            others, alone = map(operator.add, (others, alone), attributes.alternatives(path, grouping))
+        for choice in others:
+            attributes.chosen = {**chosen, **choice}
+            yield choose_again
+        ties = self.traced.ties
+        mark = ties.mark()
+        if self.tie(failing):
+            for other in self.alike(failure.module, failing):
+                self.tie(other)
+            yield lambda: ties.back_to(mark)
+        for choice in alone:
+            attributes.chosen = {**chosen, **choice}
+            yield choose_again
+
+    def around(self, failure: Failure) -> list[str]:
+        """The failing module, the last one that finished, and those that hold them."""
+        paths = [failure.module, failure.finished]
+        while paths[-1]:
+            paths.append(paths[-1].rpartition(".")[0])
+        return list(dict.fromkeys(paths))
+
+    def tie(self, groups: Sequence[int]) -> bool:
+        """Tie groups in step: the fewest units rule, the others go with them in equal runs."""
+        grouping = self.space.grouping
+        ordered = sorted(groups, key=lambda i: grouping.groups[i].num_units)
+        num = grouping.groups[ordered[0]].num_units
+        if len(groups) < 2 or any(grouping.groups[i].num_units % num for i in ordered):
+            return False
+        anchor = grouping.first_atoms(ordered[0])
+        for index in ordered[1:]:
+            self.traced.ties.unite(grouping.first_atoms(index).reshape(num, -1), anchor[:, None])
+        return True
+
+    def alike(self, module: str, groups: Sequence[int]) -> Iterator[list[int]]:
+        """For every other module of the same class: the groups that play there the roles that `groups` play here."""
+        while module and not all(self.space.roles(i, module) for i in groups):
+            module = module.rpartition(".")[0]
+        if not module:
+            return
+        kind = self.attributes.kinds[module]
+        wanted = [self.space.roles(i, module) for i in groups]
+        for path, other in self.attributes.kinds.items():
+            if other is kind and path != module:
+                here = {i: roles for i in range(len(self.space.groups)) if (roles := self.space.roles(i, path))}
+                same = [[i for i, roles in here.items() if roles & role] for role in wanted]
+                if all(len(found) == 1 for found in same):
+                    yield [found[0] for found in same]
+
+
+def _unlike(units: IntArray) -> IntArray:
+    """A random number of kept units per group, another one for each of a run of groups of one size."""
+    rng = np.random.default_rng(0)
+    kept = units.copy()
+    for num in np.unique(units):
+        alike = np.flatnonzero(units == num)
+        kept[alike] = np.resize(rng.permutation(np.arange(min(2, num - 1), num + 1)), len(alike))
+    return kept
+
+
+def _line(error: BaseException) -> str:
+    """``package/file.py:12``: the innermost line that is the model's, or of a library function it called."""
+    own = os.path.dirname(__file__)
+    line = ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        name = frame.f_code.co_filename
+        if (
+            os.path.dirname(name) != own
+            and f"{os.sep}torch{os.sep}_" not in name
+            and "nn/modules/module.py" not in name
+        ):
+            line = f"{name.rpartition('site-packages' + os.sep)[2]}:{number}"
+    path, _, number_ = line.rpartition(":")
+    return line if not os.path.isabs(path) else f"{os.path.basename(path)}:{number_}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,23 +22,41 @@ class TraceWarning(UserWarning):
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """One call of the model, and what its trace recorded."""
+
+    training: bool
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    trace: Trace
+
+    @staticmethod
+    @contextmanager
+    def seeded() -> Iterator[None]:
+        """The same random numbers in every run, for code whose path depends on them."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
+
+
+@dataclass(frozen=True, slots=True)
 class Traced:
     """What the runs left.
 
     Attributes:
         model: the copy that ran, on the meta device or sharing the parameters of the real model.
-        args, kwargs: its inputs.
-        traces: evaluation mode first; training mode where it was run.
-        output_shapes: shapes of the outputs in evaluation mode.
+        runs: evaluation mode first; training mode where it was run.
     """
 
     model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     ties: Ties
     parameters: Mapping[str, Labels]
-    traces: list[Trace]
-    output_shapes: list[tuple[int, ...]]
+    runs: list[Run]
+
+    @property
+    def traces(self) -> list[Trace]:
+        """What each run recorded."""
+        return [run.trace for run in self.runs]
 
 
 def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
@@ -67,13 +86,13 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     parameters = ParameterLabels(ties)
     names = {id(t): name for name, t in surgery.named_tensors(model).items()}
     tracer = Tracer(ties, parameters, names)
-    outputs = list(tensors(run(tracer, model.eval(), args, kwargs)))
-    _pin_outputs(tracer, outputs)
-    traces = [tracer.trace]
+    with Run.seeded():
+        _pin_outputs(tracer, run(tracer, model.eval(), args, kwargs))
+    runs = [Run(False, args, kwargs, tracer.trace)]
     if any(name not in parameters.by_name and p.numel() > 1 for name, p in model.named_parameters()):
-        traces += _train_run(model, args, kwargs, ties, parameters, names)
+        runs += _train_run(model, args, kwargs, ties, parameters, names)
     model.eval()
-    return Traced(model, args, kwargs, ties, parameters.by_name, traces, [tuple(t.shape) for t in outputs])
+    return Traced(model, ties, parameters.by_name, runs)
 
 
 def _train_run(
@@ -83,17 +102,18 @@ def _train_run(
     ties: Ties,
     parameters: ParameterLabels,
     names: dict[int, str],
-) -> list[Trace]:
+) -> list[Run]:
     """Heads that run only in training: at the given batch, else at twice it (BatchNorm refuses one value)."""
     model.train()
     for inputs in ((args, kwargs), map_tensors((args, kwargs), _doubled)):
         tracer = Tracer(ties, parameters, names)
         try:
-            _pin_outputs(tracer, list(tensors(run(tracer, model, *inputs))))
+            with Run.seeded():
+                _pin_outputs(tracer, run(tracer, model, *inputs))
         except Exception as error:
             failure = error
         else:
-            return [tracer.trace]
+            return [Run(True, inputs[0], inputs[1], tracer.trace)]
     warnings.warn(
         f"{type(model).__name__} does not run in training mode on the example inputs ({failure}): "
         "layers that run only there were not traced, and a cut model may fail in training mode.",
@@ -107,7 +127,7 @@ def _doubled(tensor: Tensor) -> Tensor:
     return torch.cat([tensor, tensor]) if tensor.dim() else tensor
 
 
-def _pin_outputs(tracer: Tracer, outputs: list[Tensor]) -> None:
+def _pin_outputs(tracer: Tracer, outputs: Any) -> None:
     tracer.ties.module, tracer.ties.op = "", ""
-    for tensor in outputs:
+    for tensor in tensors(outputs):
         tracer.ties.pin_fields(tracer.labels(tensor), "an output of the model")

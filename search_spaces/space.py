@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autoprune.search_spaces import surgery
+from autoprune.search_spaces.attributes import Site, changes, find_attributes
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.costs import CostFunctions
 from autoprune.search_spaces.errors import UserError, unknown
@@ -25,7 +26,7 @@ from autoprune.search_spaces.groups import Grouping, collect_fields, count_field
 from autoprune.search_spaces.importance import get_criterion
 from autoprune.search_spaces.labels import Labels, Ties
 from autoprune.search_spaces.projection import project
-from autoprune.search_spaces.proof import failing_groups
+from autoprune.search_spaces.proof import prove
 from autoprune.search_spaces.runs import trace_model
 from autoprune.search_spaces.tracer import Op, ParameterLabels, TensorSpec, Trace, map_specs
 from autoprune.search_spaces.types import Candidate, CostModel, Costs, FloatArray, Frozen, Group, IntArray
@@ -52,13 +53,15 @@ class SearchSpace:
         grouping: Grouping,
         parameters: Mapping[str, Labels],
         traces: Sequence[Trace],
+        sites: Sequence[Site],
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
         self.groups: tuple[Group, ...] = grouping.groups
         self.frozen: tuple[Frozen, ...] = grouping.frozen
         self.unknown_ops = {op: module for trace in traces for op, module in trace.unknown_ops.items()}
-        self._grouping = grouping
+        self.grouping = grouping
+        self._sites = sites
         self._parameters = parameters
         self._trace = traces[0]
         fields = collect_fields(traces, parameters)
@@ -212,34 +215,46 @@ class SearchSpace:
 
     def keep_mask(self, kept_units: Sequence[IntArray]) -> NDArray[np.bool_]:
         """Per component of the labels: does it stay?"""
-        grouping = self._grouping
+        grouping = self.grouping
         keep = np.ones(len(grouping.group_of), bool)
         for index, units in enumerate(kept_units):
-            components = self._components[index]
+            components = grouping.components[index]
             keep[components] = False
             keep[components[units]] = True
         return keep
 
     def keep_atoms(self, kept_units: Sequence[IntArray]) -> NDArray[np.bool_]:
         """Per atom: does it stay? Atoms that another run may add behind the known ones do."""
-        keep = self.keep_mask(kept_units)[self._grouping.solution.component]
+        keep = self.keep_mask(kept_units)[self.grouping.solution.component]
         sizes = sum(sum(t.shape) for t in surgery.named_tensors(self.model).values())
         return np.concatenate([keep, np.ones(sizes, bool)])
 
     def parameter_labels(self) -> ParameterLabels:
         """The labels of parameters, for another run of the same model."""
-        labels = ParameterLabels(Ties(num_atoms=len(self._grouping.solution.component)))
+        labels = ParameterLabels(Ties(num_atoms=len(self.grouping.solution.component)))
         labels.by_name.update(self._parameters)
         return labels
 
-    def tensors_of(self, index: int) -> list[str]:
-        """Names of the parameters and buffers that a group cuts."""
-        group_of = self._grouping.group_of
-        return [n for n, (_, dims) in self._cuttable.items() if any((group_of[c] == index).any() for _, c in dims)]
+    def roles(self, index: int, module: str) -> frozenset[tuple[str, int]]:
+        """What a group cuts inside a module: (name of the tensor there, dimension)."""
+        prefix = f"{module}." if module else ""
+        return frozenset((name[len(prefix) :], dim) for name, dim in self._cut_dims[index] if name.startswith(prefix))
 
-    def attributes(self, candidate: Candidate) -> list[tuple[str, str, Any]]:
+    @cached_property
+    def _cut_dims(self) -> list[list[tuple[str, int]]]:
+        """(name, dimension) of every tensor that a group cuts, per group."""
+        group_of = self.grouping.group_of
+        found: list[list[tuple[str, int]]] = [[] for _ in self.groups]
+        for name, (_, dims) in self._cuttable.items():
+            for dim, component in dims:
+                for index in np.unique(group_of[component]):
+                    if index >= 0:
+                        found[index].append((name, dim))
+        return found
+
+    def attributes(self, candidate: Candidate) -> list[surgery.Change]:
         """(module path, attribute, value) that surgery sets beside the tensors."""
-        return surgery.attribute_changes(self.model, self.kept(candidate))
+        return changes(self.model, self._sites, self.units([candidate])[0])
 
     def materialise(self, candidate: Candidate, importance: str = "l2", *, share: bool = False) -> nn.Module:
         """The real subnet: a new module of the same class; the dense model is untouched.
@@ -247,7 +262,13 @@ class SearchSpace:
         Args:
             share: uncut parameters share storage with the dense model: for scoring, not for training.
         """
-        return surgery.cut(self.model, self.kept(candidate, importance), share=share)
+        return self.cut(self.kept_units(candidate, importance), share=share)
+
+    def cut(self, kept_units: Sequence[IntArray], model: nn.Module | None = None, *, share: bool = False) -> nn.Module:
+        """As `materialise`, from kept unit indices per group; `model` is another copy of the dense one."""
+        model = self.model if model is None else model
+        units = np.array([len(kept) for kept in kept_units], np.int64)
+        return surgery.cut(model, self.kept_indices(kept_units), changes(model, self._sites, units), share=share)
 
     def verify(self, candidate: Candidate, importance: str = "l2") -> float:
         """Largest relative error of the subnet against the dense model in which the cut units are silenced.
@@ -269,19 +290,9 @@ class SearchSpace:
         return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
 
     @cached_property
-    def _components(self) -> list[IntArray]:
-        """Components of every group, in unit order."""
-        grouping = self._grouping
-        result = []
-        for index in range(len(self.groups)):
-            members = np.flatnonzero(grouping.group_of == index)
-            result.append(members[np.argsort(grouping.unit_of[members])])
-        return result
-
-    @cached_property
     def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:
         """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink."""
-        component, group_of = self._grouping.solution.component, self._grouping.group_of
+        component, group_of = self.grouping.solution.component, self.grouping.group_of
         result = {}
         for name, tensor in surgery.named_tensors(self.model).items():
             dims = [
@@ -295,7 +306,7 @@ class SearchSpace:
 
     def _producer_rows(self, index: int) -> list[FloatArray]:
         """Weights of every producer of a group as [units, elements]."""
-        grouping, tensors = self._grouping, surgery.named_tensors(self.model)
+        grouping, tensors = self.grouping, surgery.named_tensors(self.model)
         rows = []
         for name in self.groups[index].producers:
             for dim, component in self._cuttable[name][1]:
@@ -328,19 +339,22 @@ def trace(
     """
     args, kwargs = _split_inputs(example_inputs)
     traced = trace_model(model, args, kwargs)
-    ties = traced.ties
-    fields = collect_fields(traced.traces, traced.parameters)
-    while True:
-        grouping = make_groups(ties, ties.solve(), traced.parameters, fields, align=align, max_levels=max_levels)
-        space = SearchSpace(
-            model, (args, kwargs), grouping=grouping, parameters=traced.parameters, traces=traced.traces
+    ties, parameters = traced.ties, traced.parameters
+    fields = collect_fields(traced.traces, parameters)
+    attributes = find_attributes(traced.model, parameters, (op for trace in traced.traces for op in trace.ops))
+
+    def build() -> SearchSpace:
+        grouping = make_groups(ties, ties.solve(), parameters, fields, align=align, max_levels=max_levels)
+        return SearchSpace(
+            model,
+            (args, kwargs),
+            grouping=grouping,
+            parameters=parameters,
+            traces=traced.traces,
+            sites=attributes.sites(grouping),
         )
-        failing = failing_groups(space, traced)
-        if not failing:
-            break
-        for index, failure in failing.items():
-            ties.module, ties.op = failure.module, ""
-            ties.pin(grouping.atoms(index), f"the module's code needs the full size: {failure.message}")
+
+    space = prove(build, traced, attributes)
     if not space.groups:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in space.frozen[:3]) or "no layer makes channels"
         raise UserError(f"Nothing in {type(model).__name__} can be cut: {reasons}.")

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from autoprune.search_spaces.attributes import changed_attributes
 from autoprune.search_spaces.types import IntArray
 
 Kept = Mapping[str, Sequence["IntArray | None"]]
 """Per parameter or buffer name: kept indices per dimension, ascending; None keeps the dimension whole."""
+
+Change: TypeAlias = tuple[str, str, Any]
+"""Module path, attribute, new value."""
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -41,10 +43,11 @@ def to_meta(model: nn.Module) -> nn.Module:
     return replace_tensors(model, {id(t): _like(t, t.detach().to("meta")) for t in named_tensors(model).values()})
 
 
-def cut(model: nn.Module, kept: Kept, *, share: bool = False) -> nn.Module:
+def cut(model: nn.Module, kept: Kept, attributes: Iterable[Change] = (), *, share: bool = False) -> nn.Module:
     """Return the smaller model.
 
     Args:
+        attributes: what the modules' own numbers become.
         share: parameters that are not cut share storage with `model` instead of being cloned: right for scoring,
             wrong for training. Buffers are never shared.
     """
@@ -62,49 +65,14 @@ def cut(model: nn.Module, kept: Kept, *, share: bool = False) -> nn.Module:
             data = data.clone()
         new[id(tensor)] = _like(tensor, data)
     smaller = replace_tensors(model, new)
-    set_attributes(smaller, attribute_changes(model, kept))
+    set_attributes(smaller, attributes)
     return smaller
 
 
-def attribute_changes(model: nn.Module, kept: Kept) -> list[tuple[str, str, Any]]:
-    """(module path, attribute, value) for every Python attribute that repeats a size that `kept` changes."""
-    names = _names_by_module(model)
-    touched = {id(tensor) for name, tensor in named_tensors(model).items() if name in kept}
-    first_name = {id(tensor): name for name, tensor in named_tensors(model).items()}
-    changes = []
-    for path, module in model.named_modules():
-        own = names[path]
-        if not any(id(t) in touched for t in own.values()):
-            continue
-        old = {short: tuple(t.shape) for short, t in own.items()}
-        new = {short: _new_shape(t, kept.get(first_name[id(t)], ())) for short, t in own.items()}
-        changes += [(path, attribute, value) for attribute, value in changed_attributes(module, old, new)]
-    return changes
-
-
-def set_attributes(model: nn.Module, changes: Iterable[tuple[str, str, Any]]) -> None:
-    """Set the attributes that `attribute_changes` returned."""
+def set_attributes(model: nn.Module, changes: Iterable[Change]) -> None:
+    """Set numbers that modules hold."""
     for path, attribute, value in changes:
         setattr(model.get_submodule(path), attribute, value)
-
-
-def _names_by_module(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    return {
-        path: {
-            short: tensor
-            for short, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None
-        }
-        for path, module in model.named_modules()
-    }
-
-
-def _new_shape(tensor: Tensor, indices: Sequence[IntArray | None]) -> tuple[int, ...]:
-    sizes = list(tensor.shape)
-    for dim, index in enumerate(indices):
-        if index is not None:
-            sizes[dim] = len(index)
-    return tuple(sizes)
 
 
 def _like(tensor: Tensor, data: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def relative_error(space: SearchSpace, kept_units: Sequence[IntArray]) -> float:
     names = {id(t): name for name, t in surgery.named_tensors(model).items()}
     tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names)
     expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
-    smaller = surgery.cut(space.model, space.kept_indices(kept_units), share=True).eval()
+    smaller = space.cut(kept_units, share=True).eval()
     with plain_kernels(), torch.no_grad():
         actual = list(tensors(smaller(*args, **kwargs)))
     assert [t.shape for t in actual] == [t.shape for t in expected]

@@ -161,13 +161,13 @@ def test_unknown_ops_are_named() -> None:
 
 def test_code_that_holds_a_size_is_found_and_named() -> None:
     (lost,) = [f for f in space_of("baked").frozen if f.name == "b.0"]
-    assert lost.reason.startswith("the module's code needs the full size")
+    assert lost.reason.startswith("the code needs the full size (nets.py:")
 
 
 def test_constants_that_would_run_at_other_widths_are_found() -> None:
     reasons = {f.name: f.reason for f in space_of("constants").frozen}
     assert "aten.slice.Tensor splits what is left in another way" in reasons["a.0"]
-    assert "a grid of units is cut unevenly" in reasons["b.0"]
+    assert "unflatten: Provided sizes [2, -1] don't multiply up" in reasons["b.0"]
 
 
 def test_what_is_frozen_is_named_once() -> None:

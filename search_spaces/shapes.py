@@ -1,0 +1,77 @@
+"""Checks every op of a cut model against the labels: does it make the shape that they say?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autoprune.search_spaces.labels import Field
+from autoprune.search_spaces.tracer import Op, TensorSpec, tensors
+
+_COPIES = frozenset(("clone", "alias", "detach"))
+_VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
+
+
+class ShapeCheck(TorchDispatchMode):
+    """Raises where an op makes another shape than its labels say: code that divides a width in its own way.
+
+    Whether a reshape copies depends on strides, so on sizes of 1: copies are left out, and views are all alike.
+
+    Args:
+        ops: the ops of the dense run, in order.
+        keep: per atom, does it stay?
+
+    Attributes:
+        passed: how many ops made the shape that was expected.
+    """
+
+    def __init__(self, ops: Sequence[Op], keep: NDArray[np.bool_]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
+        self.keep = keep
+        self.passed = 0
+        self._sizes: dict[int, tuple[int, ...]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in _COPIES:
+            return out
+        op = next(self.ops, None)
+        if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
+            raise ValueError(f"the code takes another path at {func}")
+        for tensor, spec in zip(tensors(out), op.outputs, strict=True):
+            sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
+            if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width
+                raise ValueError(f"{func} splits what is left in another way")
+        self.passed += 1
+        return out
+
+    def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
+        """What is left of a shape."""
+        if not spec.labels:
+            return spec.shape
+        sizes = list(spec.shape)
+        for f in spec.labels:
+            for dim, size in zip(f.dims, self._left(f), strict=True):
+                sizes[dim] = size
+        return tuple(sizes)
+
+    def _left(self, f: Field) -> tuple[int, ...]:
+        """What is left along the axes of a field; many tensors share its atoms, which live as long as `ops`."""
+        known = self._sizes.get(id(f.atoms))
+        if known is None:
+            keep = self.keep[f.atoms]
+            others = [tuple(i for i in range(keep.ndim) if i != axis) for axis in range(keep.ndim)]
+            known = tuple(int(keep.any(axes).sum()) for axes in others)
+            if math.prod(known) != keep.sum():
+                raise ValueError("a grid of units is cut unevenly")
+            self._sizes[id(f.atoms)] = known
+        return known
