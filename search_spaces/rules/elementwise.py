@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from autoprune.search_spaces.labels import Field, Labels, simplify
+from autoprune.search_spaces.labels import Field, Labels, field_at, simplify
 from autoprune.search_spaces.rules.registry import rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 from autoprune.search_spaces.types import IntArray
@@ -31,12 +31,17 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     """Unite operands that broadcast to `shape`, which labels speak of; returns the labels of the result."""
     if len(operands) == 1:
         return operands[0][1]
+    rank = len(shape)
+    constant = [d for d in range(rank) if any(_is_whole(tensor, labels, d, rank) for tensor, labels in operands)]
+    operands = [
+        (t, tracer.ties.pin_fields(labels, "meets a constant of full size", constant)) for t, labels in operands
+    ]
     result: list[Field] = []
     for dims in _clusters([labels for _, labels in operands]):
         arrays = []
         for tensor, labels in operands:
             offset = len(shape) - tensor.dim()
-            full = [d for d in dims if d >= offset and not _repeats(tensor, d - offset)]
+            full = [d for d in dims if d >= offset and not repeats(tensor, d - offset)]
             if full:
                 arrays.append(_over(tracer, labels, dims, full, shape))
         for other in arrays[1:]:
@@ -47,7 +52,13 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     return tuple(result)
 
 
-def _repeats(tensor: Tensor, dim: int) -> bool:
+def _is_whole(tensor: Tensor, labels: Labels, dim: int, rank: int) -> bool:
+    """Does an operand of full size have no labels there?"""
+    own = dim - rank + tensor.dim()
+    return own >= 0 and not repeats(tensor, own) and field_at(labels, dim) is None
+
+
+def repeats(tensor: Tensor, dim: int) -> bool:
     """Does one value stand for the whole dimension: of size 1, or expanded?"""
     return tensor.shape[dim] == 1 or tensor.stride(dim) == 0
 
@@ -80,7 +91,7 @@ def _over(tracer: Tracer, labels: Labels, dims: tuple[int, ...], full: list[int]
 @rule(
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "hardswish", "bernoulli",
     "contiguous", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bitwise_not",
-    "alpha_dropout", "feature_dropout", "zero", "fill",
+    "alpha_dropout", "feature_dropout", "zero", "fill", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def same(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """The outputs have the shape and the positions of the first operand."""
@@ -90,7 +101,7 @@ def same(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
             tracer.assign(tensor, labels)
 
 
-@rule("copy_", "rsub", "floor_divide", "_prelu_kernel")
+@rule("copy_", "rsub", "floor_divide", "_prelu_kernel", "masked_fill", "complex", "polar")
 def untagged(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Elementwise, but not tagged so."""
     pointwise(tracer, args, kwargs, out)
