@@ -2,7 +2,8 @@
 
 A network whose Python code holds a size (``view(n, 768)``, ``x[:, :16]``, an assertion on the width) raises, or some op
 makes another shape than the labels say. The groups to blame are found by the module in which it failed, and stay
-whole. That the numbers are right too is `verify`'s matter.
+whole. That the numbers are right too is `verify`'s matter; but where code calculates with a number made from a width,
+the groups that change it are found here, to be marked inexact.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces import surgery
+from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.runs import Traced
 from autoprune.search_spaces.tracer import ModulePaths, Op, TensorSpec, module_paths, plain_kernels, tensors
 from autoprune.search_spaces.types import IntArray
@@ -69,19 +71,44 @@ def _suspects(space: SearchSpace, left: Sequence[int], failure: Failure) -> Iter
     yield list(left)
 
 
+def rescaling_groups(space: SearchSpace, traced: Traced) -> list[int]:
+    """Groups marked exact whose cut changes a number that the code calculates with, say ``math.sqrt(x.shape[-1])``.
+
+    Found by halving: a cut run of all, then of each half of those that change something.
+    """
+    one_less = np.array([g.num_units - 1 for g in space.groups], np.int64)
+    found: list[int] = []
+    open_sets = [[i for i, g in enumerate(space.groups) if g.exact]]
+    while open_sets:
+        cut = open_sets.pop()
+        if not cut or not _cut_run(space, traced, one_less, cut, ModulePaths()).numbers_changed:
+            continue
+        if len(cut) == 1:
+            found += cut
+        else:
+            open_sets += [cut[: len(cut) // 2], cut[len(cut) // 2 :]]
+    return found
+
+
 def _try(space: SearchSpace, traced: Traced, num_kept: IntArray, cut: Iterable[int]) -> Failure | None:
-    """Keep only the first units of these groups and run."""
-    chosen = set(cut)
-    kept = [np.arange(num_kept[i] if i in chosen else g.num_units) for i, g in enumerate(space.groups)]
+    """Does the model run with these groups cut?"""
     paths = ModulePaths()
     try:
-        model = surgery.cut(traced.model, space.kept_indices(kept), share=True).eval()
-        shapes = _Shapes(traced.traces[0].ops, space.keep_atoms(kept))
-        with plain_kernels(), torch.no_grad(), module_paths(model, paths), shapes:
-            model(*traced.args, **traced.kwargs)
+        _cut_run(space, traced, num_kept, cut, paths)
     except Exception as error:  # the model's own words are kept and reported
         return Failure(paths.running[-1], paths.finished, str(error).strip().partition("\n")[0])
     return None
+
+
+def _cut_run(space: SearchSpace, traced: Traced, num_kept: IntArray, cut: Iterable[int], paths: ModulePaths) -> _Shapes:
+    """Keep only the first units of these groups and run."""
+    chosen = set(cut)
+    kept = [np.arange(num_kept[i] if i in chosen else g.num_units) for i, g in enumerate(space.groups)]
+    model = surgery.cut(traced.model, space.kept_indices(kept), share=True).eval()
+    shapes = _Shapes(traced.traces[0].ops, space.keep_atoms(kept))
+    with plain_kernels(), torch.no_grad(), module_paths(model, paths), shapes:
+        model(*traced.args, **traced.kwargs)
+    return shapes
 
 
 _COPIES = frozenset(("clone", "alias", "detach"))
@@ -91,6 +118,8 @@ _VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
 class _Shapes(TorchDispatchMode):
     """Raises where an op makes another shape than its labels say: code that divides a width in its own way.
 
+    `numbers_changed`: some op was called with another number than in the dense run.
+
     Whether a reshape copies depends on strides, so on sizes of 1: copies are left out, and views are all alike.
     """
 
@@ -98,6 +127,7 @@ class _Shapes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
         self.keep = keep
+        self.numbers_changed = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -109,6 +139,7 @@ class _Shapes(TorchDispatchMode):
         op = next(self.ops, None)
         if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
             raise ValueError(f"the code takes another path at {func}")
+        self.numbers_changed |= repr(numbers(func, args, kwargs or {})) != repr(op.numbers)  # a NaN equals itself
         for tensor, spec in zip(tensors(out), op.outputs, strict=True):
             sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
             if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width

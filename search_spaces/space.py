@@ -25,7 +25,7 @@ from autoprune.search_spaces.groups import Grouping, collect_fields, count_field
 from autoprune.search_spaces.importance import get_criterion
 from autoprune.search_spaces.labels import Labels, Ties
 from autoprune.search_spaces.projection import project
-from autoprune.search_spaces.proof import failing_groups
+from autoprune.search_spaces.proof import failing_groups, rescaling_groups
 from autoprune.search_spaces.runs import trace_model
 from autoprune.search_spaces.tracer import Op, ParameterLabels, TensorSpec, Trace, map_specs
 from autoprune.search_spaces.types import Candidate, CostModel, Costs, FloatArray, Frozen, Group, IntArray
@@ -337,7 +337,11 @@ def trace(
         )
         failing = failing_groups(space, traced)
         if not failing:
-            break
+            rescaling = rescaling_groups(space, traced)
+            if not rescaling:
+                break
+            for index in rescaling:
+                ties.mark_inexact(grouping.atoms(index))
         for index, failure in failing.items():
             ties.module, ties.op = failure.module, ""
             ties.pin(grouping.atoms(index), f"the module's code needs the full size: {failure.message}")
