@@ -201,12 +201,10 @@ def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     if width is not None and kwargs.get("scale") is None:
         ties.mark_inexact(width)
     columns = ties.axis(value, 3)
-    if columns is not None:
-        fields.append(Field((3,), columns))
-    for tensor in out:
+    for tensor in out:  # sums per head beside the result, and seeds
         if isinstance(tensor, torch.Tensor):
-            tracer.assign(tensor, ())
-    tracer.assign(result, tuple(fields))
+            tracer.assign(tensor, tuple(fields) if tensor.shape[:2] == result.shape[:2] else ())
+    tracer.assign(result, (*fields, Field((3,), columns)) if columns is not None else tuple(fields))
     heads = _sized(result, tracer.labels(result), (1,))
     pairs = result.shape[0] * args[0].shape[2] * args[1].shape[2]
     tracer.count_macs(pairs, *heads, *_sized(args[0], query, (3,)))

@@ -31,11 +31,8 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     """Unite operands that broadcast to `shape`, which labels speak of; returns the labels of the result."""
     if len(operands) == 1:
         return operands[0][1]
-    rank = len(shape)
-    constant = [d for d in range(rank) if any(_is_whole(tensor, labels, d, rank) for tensor, labels in operands)]
-    operands = [
-        (t, tracer.ties.pin_fields(labels, "meets a constant of full size", constant)) for t, labels in operands
-    ]
+    whole = _whole_dims(operands, len(shape))
+    operands = [(t, tracer.ties.pin_fields(labels, "meets a constant of full size", whole)) for t, labels in operands]
     result: list[Field] = []
     for dims in _clusters([labels for _, labels in operands]):
         arrays = []
@@ -52,10 +49,18 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     return tuple(result)
 
 
-def _is_whole(tensor: Tensor, labels: Labels, dim: int, rank: int) -> bool:
-    """Does an operand of full size have no labels there?"""
-    own = dim - rank + tensor.dim()
-    return own >= 0 and not repeats(tensor, own) and field_at(labels, dim) is None
+def _whole_dims(operands: list[tuple[Tensor, Labels]], rank: int) -> set[int]:
+    """Dimensions that stay whole: where an operand of full size has no labels, and where one shares the later axes of
+    another's grid only. A norm weight or an angle per position of a head, say: then whole heads are the units.
+    """
+    fields = [f for _, labels in operands for f in labels]
+    inner = {d for grid in fields for f in fields if set(f.dims) <= set(grid.dims[1:]) for d in f.dims}
+    return inner.union(
+        d
+        for tensor, labels in operands
+        for d in range(rank - tensor.dim(), rank)
+        if not repeats(tensor, d - rank + tensor.dim()) and field_at(labels, d) is None
+    )
 
 
 def repeats(tensor: Tensor, dim: int) -> bool:
