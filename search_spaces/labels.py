@@ -126,15 +126,28 @@ class Ties:
             self.pins.append(Pin(np.unique(atoms), reason, self.module, self.op))
 
     def pin_fields(self, labels: Labels, reason: str, dims: Iterable[int] | None = None) -> Labels:
-        """Pin the fields that cover one of `dims` (None: all); returns the fields that are left."""
-        drop = None if dims is None else set(dims)
-        left = []
-        for f in labels:
-            if drop is None or drop.intersection(f.dims):
+        """The dimensions `dims` stay whole (None: every field is pinned); returns the fields that are left."""
+        if dims is None:
+            for f in labels:
                 self.pin(f.atoms.ravel(), reason)
-            else:
-                left.append(f)
-        return tuple(left)
+            return ()
+        for dim in dims:
+            labels = self.drop_axis(labels, dim, reason)
+        return labels
+
+    def drop_axis(self, labels: Labels, dim: int, reason: str) -> Labels:
+        """Labels where `dim` may no longer change: a grid loses that axis (what shares the rest is united)."""
+        f = field_at(labels, dim)
+        if f is None:
+            return labels
+        rest = without(labels, (dim,))
+        if len(f.dims) == 1:
+            self.pin(f.atoms, reason)
+            return rest
+        atoms = np.moveaxis(f.atoms, f.dims.index(dim), 0)
+        self.unite(atoms, atoms[:1])
+        left = simplify(atoms[0], [d for d in f.dims if d != dim])
+        return (*rest, left) if left else rest
 
     def keep_two(self, atoms: IntArray) -> None:
         """Of the units of these atoms, at least two stay."""

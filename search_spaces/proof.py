@@ -4,7 +4,8 @@ A network whose Python code holds a size (``view(n, 768)``, ``x[:, :16]``, an as
 makes another shape than the labels say. The groups to blame are found by the module in which it failed. Then, in turn:
 a number that the module holds is read differently (`attributes`); groups that the code expects in step are tied, a head
 to its share of the width, say; and where neither helps, they stay whole, and the line of code is named. What was
-learnt about one module holds for all of its class. That the numbers are right too is `verify`'s matter.
+learnt about one module holds for all of its class. That the numbers are right too is `verify`'s matter; but where code
+calculates with a number made from a width, the groups that change it are found here, and marked inexact.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def prove(build: Callable[[], SearchSpace], traced: Traced, attributes: Attribut
     prover = _Prover(build, traced, attributes)
     while (found := prover.failure()) is not None:
         prover.mend(*found)
+    prover.mark_rescaling()
     return prover.space
 
 
@@ -63,10 +65,12 @@ class _Prover:
         self.build, self.traced, self.attributes = build, traced, attributes
         self.space = build()
         self.hopeless: set[tuple[type | None, str]] = set()
+        self.made: set[frozenset[tuple[object, int | None]]] = set()
+        self.check: ShapeCheck
 
     # -- runs -----------------------------------------------------------------------------------------------------
 
-    def failure(self) -> tuple[int, Run, Failure] | None:
+    def failure(self) -> tuple[int, Run, Failure, list[int]] | None:
         """The first failure of all groups cut together: by one unit, to unlike numbers, to a single one.
 
         One unit less leaves widths that few constants divide, but two groups of one size then still have one size.
@@ -81,7 +85,7 @@ class _Prover:
                 if failure is not None:
                     if run is not self.traced.runs[0] and self.attempt(way, run, ()) is not None:
                         break  # a run that differs from itself (random depth) proves nothing
-                    return way, run, failure
+                    return way, run, failure, cut
         return None
 
     def attempt(self, way: int, run: Run, cut: Iterable[int]) -> Failure | None:
@@ -92,7 +96,8 @@ class _Prover:
         units = np.array([g.num_units for g in space.groups], np.int64)
         fewer = (units - 1, _unlike(units), np.ones_like(units))[way]
         kept = [np.arange(fewer[i] if i in chosen else n) for i, n in enumerate(units)]
-        paths, check = ModulePaths(), ShapeCheck(run.trace.ops, space.keep_atoms(kept))
+        paths = ModulePaths()
+        check = self.check = ShapeCheck(run.trace.ops, space.keep_atoms(kept))
         try:
             model = space.cut(kept, self.traced.model, share=True).train(run.training)
             with plain_kernels(), torch.no_grad(), run.seeded(), module_paths(model, paths), check:
@@ -102,11 +107,32 @@ class _Prover:
             return Failure(paths.running[-1], paths.finished, _line(error), words, check.passed)
         return None
 
+    def mark_rescaling(self) -> None:
+        """Mark groups inexact whose cut changes a number that the code calculates with, say ``sqrt(x.shape[-1])``.
+
+        Found by halving: a cut run of all, then of each half of those that change something.
+        """
+        ties, grouping = self.traced.ties, self.space.grouping
+        found: list[int] = []
+        open_sets = [[i for i, g in enumerate(self.space.groups) if g.exact]]
+        while open_sets:
+            cut = open_sets.pop()
+            if not cut or self.attempt(0, self.traced.runs[0], cut) or not self.check.numbers_changed:
+                continue
+            if len(cut) == 1:
+                found += cut
+            else:
+                open_sets += [cut[: len(cut) // 2], cut[len(cut) // 2 :]]
+        for index in found:
+            ties.mark_inexact(grouping.atoms(index))
+        if found:
+            self.space = self.build()
+
     # -- repair -----------------------------------------------------------------------------------------------------
 
-    def mend(self, way: int, run: Run, failure: Failure) -> None:
+    def mend(self, way: int, run: Run, failure: Failure, cut: list[int]) -> None:
         """Make the space one that no longer fails so."""
-        failing = self.culprits(way, run, failure)
+        failing = self.culprits(way, run, failure, cut)
         ties, grouping = self.traced.ties, self.space.grouping
         if way == 2:  # a dimension of size 1 is treated in its own way (``squeeze``, ``einsum``): two units at least
             ties.keep_two(np.concatenate([grouping.atoms(i) for i in failing]))
@@ -126,25 +152,23 @@ class _Prover:
                 ties.pin(grouping.atoms(index), f"the code needs the full size ({found.line}: {found.message})")
         self.space = self.build()
 
-    def culprits(self, way: int, run: Run, failure: Failure) -> dict[int, Failure]:
-        """Groups that fail alone, or else those that fail together."""
-        suspects: list[int] = []
-        for suspects in self.suspects(failure):
-            if len(suspects) == 1:  # nobody else there: too careful where the cause is elsewhere, never wrong
-                return {suspects[0]: failure}
+    def culprits(self, way: int, run: Run, failure: Failure, cut: list[int]) -> dict[int, Failure]:
+        """Of the groups that were cut, those that fail alone, or else some that fail together."""
+        for suspects in self.suspects(failure, cut):
             alone = {i: f for i in suspects if (f := self.attempt(way, run, [i]))}
             if alone:
                 return alone
-        return dict.fromkeys(suspects, failure)
+            if len(suspects) > 1 and self.attempt(way, run, suspects):
+                return dict.fromkeys(suspects, failure)
+        return dict.fromkeys(cut, failure)
 
-    def suspects(self, failure: Failure) -> Iterator[list[int]]:
+    def suspects(self, failure: Failure, cut: list[int]) -> Iterator[list[int]]:
         """Who may be to blame, the likeliest first: what the failing module holds, what came out of the last, all."""
-        every = list(range(len(self.space.groups)))
         for module in (failure.module, failure.finished):
-            near = [i for i in every if self.space.roles(i, module)]
+            near = [i for i in cut if self.space.roles(i, module)]
             if module and near:
                 yield near
-        yield every
+        yield cut
 
     def fixed(self, way: int, run: Run, failure: Failure, failing: list[int]) -> bool:
         """Try fixes until the failing groups run, or fail further on."""
@@ -165,18 +189,12 @@ class _Prover:
     def fixes(self, failure: Failure, failing: list[int]) -> Iterator[Callable[[], None]]:
         """Apply one fix after the other; each yields how to undo it."""
         attributes, grouping = self.attributes, self.space.grouping
-        chosen = dict(attributes.chosen)
-
-        def choose_again() -> None:
-            attributes.chosen = dict(chosen)
-
         others: list[Choice] = []
         alone: list[Choice] = []
         for path in self.around(failure):
             others, alone = map(operator.add, (others, alone), attributes.alternatives(path, grouping))
         for choice in others:
-            attributes.chosen = {**chosen, **choice}
-            yield choose_again
+            yield from self.chosen(choice)
         ties = self.traced.ties
         mark = ties.mark()
         if self.tie(failing):
@@ -184,8 +202,21 @@ class _Prover:
                 self.tie(other)
             yield lambda: ties.back_to(mark)
         for choice in alone:
-            attributes.chosen = {**chosen, **choice}
-            yield choose_again
+            yield from self.chosen(choice)
+
+    def chosen(self, choice: Choice) -> Iterator[Callable[[], None]]:
+        """Make a choice, unless it was made before: so the search for fixes comes to an end."""
+        attributes = self.attributes
+        before, made = attributes.chosen, frozenset(choice.items())
+        if made not in self.made:
+            attributes.chosen = {**before, **choice}
+            self.made.add(made)
+
+            def undo() -> None:
+                attributes.chosen = before
+                self.made.discard(made)
+
+            yield undo
 
     def around(self, failure: Failure) -> list[str]:
         """The failing module, the last one that finished, and those that hold them."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces.labels import Field
+from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.tracer import Op, TensorSpec, tensors
 
 _COPIES = frozenset(("clone", "alias", "detach"))
@@ -28,6 +29,7 @@ class ShapeCheck(TorchDispatchMode):
 
     Attributes:
         passed: how many ops made the shape that was expected.
+        numbers_changed: some op was called with another number than in the dense run.
     """
 
     def __init__(self, ops: Sequence[Op], keep: NDArray[np.bool_]) -> None:
@@ -35,6 +37,7 @@ class ShapeCheck(TorchDispatchMode):
         self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
         self.keep = keep
         self.passed = 0
+        self.numbers_changed = False
         self._sizes: dict[int, tuple[int, ...]] = {}
 
     def __torch_dispatch__(
@@ -47,6 +50,7 @@ class ShapeCheck(TorchDispatchMode):
         op = next(self.ops, None)
         if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
             raise ValueError(f"the code takes another path at {func}")
+        self.numbers_changed |= repr(numbers(func, args, kwargs or {})) != repr(op.numbers)  # a NaN equals itself
         for tensor, spec in zip(tensors(out), op.outputs, strict=True):
             sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
             if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width

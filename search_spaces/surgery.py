@@ -34,8 +34,16 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
-    """A copy of the module tree in which every tensor whose id is in `tensors` is that one; ties stay ties."""
-    return copy.deepcopy(model, dict(tensors))
+    """A copy of the module tree in which every tensor whose id is in `tensors` is that one; ties stay ties.
+
+    What a hook made of parameters (``torch.nn.utils.weight_norm``) cannot be copied, and is made again when it is used.
+    """
+    memo = dict(tensors)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo.setdefault(id(value), value.detach())
+    return copy.deepcopy(model, memo)
 
 
 def to_meta(model: nn.Module) -> nn.Module:

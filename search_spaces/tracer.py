@@ -17,6 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces.labels import Field, Labels, Ties
+from autoprune.search_spaces.numbers import numbers
 
 _ATTRIBUTE = "_autoprune_labels"
 
@@ -37,6 +38,7 @@ class Op:
     Attributes:
         macs: multiply-adds as a sum of products of sizes, each a plain int or a field (= its kept positions). As in
             `torch.utils.flop_counter`, convolutions and matrix products are counted, nothing else.
+        numbers: what the op calculates with beside its tensors.
     """
 
     func: torch._ops.OpOverload
@@ -45,6 +47,7 @@ class Op:
     outputs: tuple[TensorSpec, ...]
     module: str
     macs: tuple[tuple[int | Field, ...], ...]
+    numbers: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -139,7 +142,15 @@ class Tracer(TorchDispatchMode):
         outputs = tuple(tensors(out))
         self._record_storages({t.untyped_storage()._cdata for t in tensors((args, kwargs))}, outputs)
         self.trace.ops.append(
-            Op(func, specs[0], specs[1], tuple(map(self._spec, outputs)), self.paths.running[-1], tuple(self._macs))
+            Op(
+                func,
+                specs[0],
+                specs[1],
+                tuple(map(self._spec, outputs)),
+                self.paths.running[-1],
+                tuple(self._macs),
+                numbers(func, args, kwargs),
+            )
         )
         return self.finish(args, out)
 

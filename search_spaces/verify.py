@@ -2,7 +2,7 @@
 
 The dense model runs under a tracer that sets every position of a cut unit to zero after every op, from the labels of
 that very run. Statistics over pruned positions (layer norm, group norm, means) use the kept positions only, as they
-do in the sliced model.
+do in the sliced model; so do numbers that code makes from a width, the scale of attention among them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces import surgery
-from autoprune.search_spaces.labels import Labels, field_at
+from autoprune.search_spaces.labels import field_at
+from autoprune.search_spaces.numbers import numbers, with_numbers
 from autoprune.search_spaces.rules.norm import reduced_dims
 from autoprune.search_spaces.rules.registry import argument
 from autoprune.search_spaces.runs import without_own_storage
@@ -28,14 +31,29 @@ if TYPE_CHECKING:
 
 
 class SilencingTracer(Tracer):
-    """Zeroes the positions whose atoms are not in `keep` [atoms], in every output of every op."""
+    """Zeroes the positions whose atoms are not in `keep` [atoms], in every output of every op.
 
-    def __init__(self, keep: NDArray[np.bool_], parameters: ParameterLabels, names: dict[int, str]) -> None:
+    Args:
+        of_subnet: ops that the sliced model called with numbers, and the numbers, in order.
+    """
+
+    def __init__(
+        self,
+        keep: NDArray[np.bool_],
+        parameters: ParameterLabels,
+        names: dict[int, str],
+        of_subnet: Sequence[tuple[Any, tuple[Any, ...]]] = (),
+    ) -> None:
         super().__init__(parameters.ties, parameters, names)
         self.keep = keep
+        self.of_subnet = iter(of_subnet)
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Statistics over labelled positions are computed on the kept ones, and scattered back."""
+        if numbers(func, args, kwargs):
+            called, new = next(self.of_subnet, (None, ()))
+            if called == func:
+                args, kwargs = with_numbers(func, args, kwargs, new)
         restricted = _RESTRICTED.get(func.overloadpacket.__name__)
         if restricted is not None:
             result = restricted(self, func, args, kwargs)
@@ -57,20 +75,20 @@ class SilencingTracer(Tracer):
                     tensor.masked_fill_(torch.as_tensor(~keep, device=tensor.device).reshape(shape), 0)
         return out
 
-    def indices(self, labels: Labels, dim: int) -> Tensor | None:
+    def indices(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Kept indices of one dimension, None where it stays whole."""
-        f = field_at(labels, dim)
+        f = field_at(self.labels(tensor), dim)
         if f is None:
             return None
         axis = f.dims.index(dim)
         keep = np.moveaxis(self.keep[f.atoms], axis, 0).reshape(f.atoms.shape[axis], -1).any(1)
-        return None if keep.all() else torch.as_tensor(np.flatnonzero(keep))
+        return None if keep.all() else torch.as_tensor(np.flatnonzero(keep), device=tensor.device)
 
 
 def _layer_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, shape, weight, bias, eps = args
     dim = x.dim() - 1
-    index = tracer.indices(tracer.labels(x), dim)
+    index = tracer.indices(x, dim)
     if index is None or len(shape) != 1:
         return None
     parts = [t if t is None else t.index_select(0, index) for t in (weight, bias)]
@@ -80,7 +98,7 @@ def _layer_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwarg
 
 def _group_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     x, weight, bias, batch, _, pixels, groups, eps = args
-    index = tracer.indices(tracer.labels(x), 1)
+    index = tracer.indices(x, 1)
     if index is None:
         return None
     parts = [t if t is None else t.index_select(0, index) for t in (weight, bias)]
@@ -89,9 +107,9 @@ def _group_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwarg
 
 
 def _weight_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    weight, labels = args[0], tracer.labels(args[0])
+    weight = args[0]
     for dim in range(weight.dim()):
-        index = tracer.indices(labels, dim)
+        index = tracer.indices(args[0], dim)
         if index is not None and dim != argument(args, kwargs, 2, "dim", 0):
             weight = torch.zeros_like(weight).index_copy(dim, index, weight.index_select(dim, index))
     return func(weight, *args[1:], **kwargs)
@@ -100,9 +118,9 @@ def _weight_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwar
 def _statistic(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if isinstance(argument(args, kwargs, 1, "other"), Tensor):  # max(a, b)
         return None
-    x, labels = args[0], tracer.labels(args[0])
+    x = args[0]
     for dim in reduced_dims(str(func), args, kwargs):
-        index = tracer.indices(labels, dim)
+        index = tracer.indices(args[0], dim)
         if index is not None:
             x = x.index_select(dim, index)
     return None if x is args[0] else func(x, *args[1:], **kwargs)
@@ -116,21 +134,44 @@ _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str
 }
 
 
+class _Numbers(TorchDispatchMode):
+    """Keeps the numbers that ops are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = numbers(func, args, kwargs or {})
+        if found:
+            self.seen.append((func, found))
+        return func(*args, **(kwargs or {}))
+
+
 def relative_error(space: SearchSpace, kept_units: Sequence[IntArray]) -> float:
-    """Largest |sliced - silenced| over the outputs, each relative to its largest absolute value."""
-    model = without_own_storage(space.model).eval()
+    """Largest |sliced - silenced| over the outputs, each relative to its largest absolute value.
+
+    Attention is spelled out in both, so that its scale is a number like others.
+    """
     args, kwargs = space.example_inputs
-    names = {id(t): name for name, t in surgery.named_tensors(model).items()}
-    tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names)
-    expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
     smaller = space.cut(kept_units, share=True).eval()
-    with plain_kernels(), torch.no_grad():
-        actual = list(tensors(smaller(*args, **kwargs)))
+    model = without_own_storage(space.model).eval()
+    names = {id(t): name for name, t in surgery.named_tensors(model).items()}
+    with sdpa_kernel(SDPBackend.MATH):
+        with plain_kernels(), torch.no_grad(), _Numbers() as of_subnet:
+            actual = list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone))))
+        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, of_subnet.seen)
+        expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
     assert [t.shape for t in actual] == [t.shape for t in expected]
     return max((_difference(a, e) for a, e in zip(actual, expected, strict=True)), default=0.0)
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
+    """Infinite where only one of them is not a number; where both are, they agree: a variance of one value, say."""
+    both = actual.isnan() & expected.isnan()
+    actual, expected = actual.masked_fill(both, 0), expected.masked_fill(both, 0)
     if not expected.numel():
         return 0.0
     scale = max(float(expected.abs().max()), 1e-12)

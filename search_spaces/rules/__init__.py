@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autoprune.search_spaces.rules import contraction, elementwise, norm, shape, spatial
-from autoprune.search_spaces.rules.registry import RULES, Rule
+from autoprune.search_spaces.rules.registry import COUNTED, RULES, Rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 
 __all__ = ["apply_rule", "contraction", "elementwise", "norm", "shape", "spatial"]
@@ -29,9 +29,9 @@ def find_rule(func: torch._ops.OpOverload) -> Rule | None:
 def apply_rule(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
     """Apply the rule; False where there is none and labelled inputs were pinned for it."""
     inputs = list(tensors((args, kwargs)))
-    if not any(map(tracer.labels, inputs)):
-        return True  # nothing prunable comes in: outputs are constants
     rule = find_rule(func)
+    if rule not in COUNTED and not any(map(tracer.labels, inputs)):
+        return True  # nothing prunable comes in: outputs are constants
     if rule is not None:
         rule(tracer, args, kwargs, out)
         return True

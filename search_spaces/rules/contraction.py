@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from autoprune.search_spaces.labels import Field, Labels, field_at, without
+from autoprune.search_spaces.rules.elementwise import repeats
 from autoprune.search_spaces.rules.registry import rule
-from autoprune.search_spaces.tracer import Tracer
+from autoprune.search_spaces.tracer import Tracer, tensors
 from autoprune.search_spaces.types import IntArray
 
 
@@ -29,7 +30,7 @@ def _sized(tensor: Tensor, labels: Labels, dims: range | tuple[int, ...]) -> lis
     return [math.prod(tensor.shape[d] for d in dims if d not in covered), *fields]
 
 
-@rule("convolution", "_convolution")
+@rule("convolution", "_convolution", counted=True)
 def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """y[n, o] = sum over c of w[o, c] * x[n, c]. Depthwise: input i and output i are one unit. Grouped: column j of
     every group is one unit, so that groups stay equal.
@@ -103,13 +104,13 @@ def _reduced(labels: Labels, dim: int, atoms: IntArray | None) -> Labels:
     return labels if atoms is None else (*without(labels, (dim,)), Field((dim,), atoms))
 
 
-@rule("mm", "bmm")
+@rule("mm", "bmm", counted=True)
 def matrix_product(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Matrix product; batch dimensions unite."""
     tracer.assign(out, _product(tracer, args[0], args[1], out))
 
 
-@rule("addmm", "baddbmm")
+@rule("addmm", "baddbmm", counted=True)
 def matrix_product_plus(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Matrix product plus a term that broadcasts over it (the bias)."""
     labels = _product(tracer, args[1], args[2], out)
@@ -137,6 +138,20 @@ def embedding(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     tracer.assign(out, () if width is None else (Field((out.dim() - 1,), width),))
 
 
+@rule("mv", "dot", "vdot")
+def vector_product(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A [M, K] or [K] times b [K]; `torch.utils.flop_counter` does not count it."""
+    a, b = args[0], args[1]
+    last = a.dim() - 1
+    labels = tracer.ties.reduce_to(tracer.labels(a), last)
+    tracer.ties.unite(
+        _or_stays(tracer.ties.axis(labels, last), len(b)),
+        _or_stays(tracer.ties.axis(tracer.labels(b), 0), len(b)),
+        "a matrix product over positions that stay",
+    )
+    tracer.assign(out, without(labels, (last,)))
+
+
 _ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -146,32 +161,50 @@ _ATTENTION = (
 )
 
 
-@rule(*_ATTENTION)
+def _over_scores(mask: Tensor) -> Tensor:
+    """A mask as [N or 1, H or 1, L, S]."""
+    return mask[(None,) * (4 - mask.dim())]
+
+
+@rule(*_ATTENTION, counted=True)
 def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Q [N, H, L, D], k [N, H, S, D], v [N, H, S, E]: whole heads are the units; D unites in q and k."""
+    """Q [N, H, L, D], k [N, G, S, D], v [N, G, S, E], mask [N, H, L, S]: a head of k with its H / G heads of q and its
+    head of v is one unit; D unites in q and k. Without a given scale it is 1 / sqrt(D), so of what is kept: inexact.
+    """
     ties = tracer.ties
     result: Tensor = out[0]
     fields: list[Field] = []
-    query, key, value = (ties.pin_fields(tracer.labels(t), "positions of attention", (2,)) for t in args[:3])
+    given = [*args[:3], *(_over_scores(t) for t in tensors((args[3:], kwargs)))]
+    labels = [ties.pin_fields(tracer.labels(t), "positions of attention", (2,)) for t in given[:3]]
+    for tensor in tensors((args[3:], kwargs)):
+        moved = tuple(f.moved([d + 4 - tensor.dim() for d in f.dims]) for f in tracer.labels(tensor))
+        labels.append(ties.pin_fields(moved, "positions of attention", (2, 3)))
     for dim in (0, 1):
-        atoms = [ties.axis(labels, dim) for labels in (query, key, value)]
-        query, key, value = (_reduced(ls, dim, a) for ls, a in zip((query, key, value), atoms, strict=True))
-        if any(a is not None for a in atoms):
-            full = [_or_stays(a, args[0].shape[dim]) for a in atoms]
-            ties.unite(full[0], full[1])
-            ties.unite(full[0], full[2])
+        size = result.shape[dim]
+        atoms = [ties.axis(ls, dim) for ls in labels]
+        labels = [_reduced(ls, dim, a) for ls, a in zip(labels, atoms, strict=True)]
+        full = [
+            np.repeat(_or_stays(a, t.shape[dim]), size // t.shape[dim])
+            for a, t in zip(atoms, given, strict=True)
+            if not repeats(t, dim)
+        ]
+        for other in full[1:]:
+            ties.unite(full[0], other, "heads meet a constant")
+        if full and any(a.any() for a in full):
             fields.append(Field((dim,), next(a for a in full if a.any())))
+    query, key, value = labels[:3]
+    width = ties.axis(query, 3)
     ties.unite(
-        _or_stays(ties.axis(query, 3), args[0].shape[3]), _or_stays(ties.axis(key, 3), args[1].shape[3]),
+        _or_stays(width, args[0].shape[3]), _or_stays(ties.axis(key, 3), args[1].shape[3]),
         "an attention product over positions that stay",
     )  # fmt: skip
-    width = ties.axis(value, 3)
-    if width is not None:
-        fields.append(Field((3,), width))
-    for tensor in out:
+    if width is not None and kwargs.get("scale") is None:
+        ties.mark_inexact(width)
+    columns = ties.axis(value, 3)
+    for tensor in out:  # sums per head beside the result, and seeds
         if isinstance(tensor, torch.Tensor):
-            tracer.assign(tensor, ())
-    tracer.assign(result, tuple(fields))
+            tracer.assign(tensor, tuple(fields) if tensor.shape[:2] == result.shape[:2] else ())
+    tracer.assign(result, (*fields, Field((3,), columns)) if columns is not None else tuple(fields))
     heads = _sized(result, tracer.labels(result), (1,))
     pairs = result.shape[0] * args[0].shape[2] * args[1].shape[2]
     tracer.count_macs(pairs, *heads, *_sized(args[0], query, (3,)))

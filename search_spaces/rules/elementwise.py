@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from autoprune.search_spaces.labels import Field, Labels, simplify
+from autoprune.search_spaces.labels import Field, Labels, field_at, simplify
 from autoprune.search_spaces.rules.registry import rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 from autoprune.search_spaces.types import IntArray
@@ -31,23 +31,39 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     """Unite operands that broadcast to `shape`, which labels speak of; returns the labels of the result."""
     if len(operands) == 1:
         return operands[0][1]
+    whole = _whole_dims(operands, len(shape))
+    operands = [(t, tracer.ties.pin_fields(labels, "meets a constant of full size", whole)) for t, labels in operands]
     result: list[Field] = []
     for dims in _clusters([labels for _, labels in operands]):
         arrays = []
         for tensor, labels in operands:
             offset = len(shape) - tensor.dim()
-            full = [d for d in dims if d >= offset and not _repeats(tensor, d - offset)]
+            full = [d for d in dims if d >= offset and not repeats(tensor, d - offset)]
             if full:
                 arrays.append(_over(tracer, labels, dims, full, shape))
         for other in arrays[1:]:
             tracer.ties.unite(arrays[0], other, "meets a constant of full size")
         if all(a.any() for a in arrays):
-            whole = (simplify(np.broadcast_to(a, [shape[d] for d in dims]), dims) for a in arrays)
-            result.append(min((f for f in whole if f), key=lambda f: len(f.dims)))
+            spread = (simplify(np.broadcast_to(a, [shape[d] for d in dims]), dims) for a in arrays)
+            result.append(min((f for f in spread if f), key=lambda f: len(f.dims)))
     return tuple(result)
 
 
-def _repeats(tensor: Tensor, dim: int) -> bool:
+def _whole_dims(operands: list[tuple[Tensor, Labels]], rank: int) -> set[int]:
+    """Dimensions that stay whole: where an operand of full size has no labels, and where one shares the later axes of
+    another's grid only. A norm weight or an angle per position of a head, say: then whole heads are the units.
+    """
+    fields = [f for _, labels in operands for f in labels]
+    inner = {d for grid in fields for f in fields if set(f.dims) <= set(grid.dims[1:]) for d in f.dims}
+    return inner.union(
+        d
+        for tensor, labels in operands
+        for d in range(rank - tensor.dim(), rank)
+        if not repeats(tensor, d - rank + tensor.dim()) and field_at(labels, d) is None
+    )
+
+
+def repeats(tensor: Tensor, dim: int) -> bool:
     """Does one value stand for the whole dimension: of size 1, or expanded?"""
     return tensor.shape[dim] == 1 or tensor.stride(dim) == 0
 
@@ -80,7 +96,7 @@ def _over(tracer: Tracer, labels: Labels, dims: tuple[int, ...], full: list[int]
 @rule(
     "clone", "detach", "alias", "_to_copy", "lift_fresh", "dropout", "native_dropout", "hardswish", "bernoulli",
     "contiguous", "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bitwise_not",
-    "alpha_dropout", "feature_dropout", "zero", "fill",
+    "alpha_dropout", "feature_dropout", "zero", "fill", "_conj", "_neg_view", "resolve_conj", "resolve_neg",
 )  # fmt: skip
 def same(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """The outputs have the shape and the positions of the first operand."""
@@ -90,7 +106,7 @@ def same(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any
             tracer.assign(tensor, labels)
 
 
-@rule("copy_", "rsub", "floor_divide", "_prelu_kernel")
+@rule("copy_", "rsub", "floor_divide", "_prelu_kernel", "masked_fill", "complex", "polar")
 def untagged(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Elementwise, but not tagged so."""
     pointwise(tracer, args, kwargs, out)

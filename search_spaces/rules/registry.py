@@ -13,11 +13,17 @@ Rule: TypeAlias = Callable[[Tracer, tuple[Any, ...], dict[str, Any], Any], None]
 RULES: dict[str, Rule] = {}
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
+COUNTED: set[Rule] = set()
+"""Rules that count MACs: applied even where nothing prunable comes in."""
+
+
+def rule(*names: str, counted: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for the ATen ops `names`; their in-place forms (``add_``) are found by themselves."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
+        if counted:
+            COUNTED.add(function)
         return function
 
     return register

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autoprune.search_spaces.labels import Field, Labels, field_at, reshape, simplify, without
+from autoprune.search_spaces.labels import Field, Labels, field_at, reshape, without
 from autoprune.search_spaces.rules.elementwise import unite_operands
 from autoprune.search_spaces.rules.registry import argument, rule
 from autoprune.search_spaces.tracer import Tracer, tensors
@@ -58,6 +58,18 @@ def _turned(tracer: Tracer, x: Tensor, order: list[int]) -> Labels:
     return _permuted(tuple(labels), order)
 
 
+@rule("view_as_complex")
+def view_as_complex(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """The last dimension, a pair, becomes one complex number."""
+    tracer.assign(out, drop_axis(tracer, tracer.labels(args[0]), out.dim(), "the two parts of a complex number"))
+
+
+@rule("view_as_real")
+def view_as_real(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A new last dimension holds the two parts."""
+    tracer.assign(out, tracer.labels(args[0]))
+
+
 @rule("expand")
 def expand(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Dimensions of size 1 repeat; new ones come in front."""
@@ -77,18 +89,8 @@ def repeat(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: T
 
 
 def drop_axis(tracer: Tracer, labels: Labels, dim: int, reason: str) -> Labels:
-    """Labels where `dim` may no longer change: a grid loses that axis (what shares the rest is united)."""
-    f = field_at(labels, dim)
-    if f is None:
-        return labels
-    rest = without(labels, (dim,))
-    if len(f.dims) == 1:
-        tracer.ties.pin(f.atoms, reason)
-        return rest
-    atoms = np.moveaxis(f.atoms, f.dims.index(dim), 0)
-    tracer.ties.unite(atoms, atoms[:1])
-    left = simplify(atoms[0], [d for d in f.dims if d != dim])
-    return (*rest, left) if left else rest
+    """Labels where `dim` may no longer change."""
+    return tracer.ties.drop_axis(labels, dim, reason)
 
 
 def _shifted(labels: Labels, removed: int) -> Labels:
@@ -231,6 +233,17 @@ def index(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Te
     labels = drop_axis(tracer, labels, dims[0], "looked up by index")
     added = out.dim() - x.dim()
     tracer.assign(out, tuple(Field(tuple(d + added * (d > dims[0]) for d in f.dims), f.atoms) for f in labels))
+
+
+@rule("gather")
+def gather(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """Positions of one dimension looked up by an index per element: that dimension stays whole, others unite."""
+    x, dim, indices = args[0], args[1] % max(args[0].dim(), 1), args[2]
+    labels = drop_axis(tracer, tracer.labels(x), dim, "looked up by index")
+    fewer = [d for d in range(x.dim()) if d != dim and indices.shape[d] != x.shape[d]]
+    labels = tracer.ties.pin_fields(labels, "looked up by fewer indices", fewer)
+    of_indices = drop_axis(tracer, tracer.labels(indices), dim, "looked up by index")
+    tracer.assign(out, unite_operands(tracer, [(x, labels), (indices, of_indices)], tuple(out.shape)))
 
 
 @rule("roll", "flip")
