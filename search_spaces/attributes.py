@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-_OUT = ("out_channels", "out_features", "num_features", "num_channels")
+_OUT = ("out_channels", "out_features", "num_features", "num_channels", "num_groups")
 _IN = ("in_channels", "in_features", "embedding_dim")
 
 
