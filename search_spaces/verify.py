@@ -106,6 +106,21 @@ def _group_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwarg
     return (torch.zeros_like(x).index_copy(1, index, small), *rest)
 
 
+def _convolution(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x, places = args[0], {}
+    for dim in range(2, x.dim()):
+        index = tracer.indices(args[0], dim)
+        if index is not None:
+            x, places[dim] = x.index_select(dim, index), index
+    if not places:
+        return None
+    out = func(x, *args[1:], **kwargs)
+    for dim, index in places.items():
+        full = out.new_zeros([args[0].shape[d] if d == dim else size for d, size in enumerate(out.shape)])
+        out = full.index_copy(dim, index, out)
+    return out
+
+
 def _weight_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     weight = args[0]
     for dim in range(weight.dim()):
@@ -130,6 +145,7 @@ _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
     "_weight_norm_interface": _weight_norm,
+    "convolution": _convolution,
     **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm"), _statistic),
 }
 

@@ -53,7 +53,10 @@ def layer_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     for f in labels:
         if max(f.dims) >= first:
             tracer.ties.mark_inexact(f.atoms)
-    tracer.assign(out[0] if isinstance(out, tuple) else out, labels)
+    result, *statistics = out if isinstance(out, tuple) else (out,)
+    tracer.assign(result, labels)
+    for tensor in statistics:
+        tracer.assign(tensor, without(labels, range(first, x.dim())))
 
 
 @rule("_weight_norm_interface")
