@@ -24,7 +24,7 @@ from autoprune.search_spaces.labels import Labels, field_at
 from autoprune.search_spaces.tracer import Op, TensorSpec, map_specs
 from autoprune.search_spaces.types import IntArray
 
-_OUT = ("out_channels", "out_features", "num_features", "num_channels", "embedding_dim", "nf")
+_OUT = ("out_channels", "out_features", "num_features", "num_channels", "num_groups", "embedding_dim", "nf")
 _IN = ("in_channels", "in_features", "nx")
 _NEVER = frozenset(
     ("kernel_size", "stride", "padding", "dilation", "output_padding", "padding_idx", "num_embeddings", "num_groups")

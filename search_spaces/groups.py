@@ -161,16 +161,17 @@ def make_groups(
 ) -> Grouping:
     """Units with the same signature form a group.
 
-    The signature of a unit is how often it occurs in each labelled dimension that the trace saw. It is compared as a
-    sum of random 64-bit numbers, one per dimension (Zobrist hashing), so that all units are handled at once.
+    The signature of a unit is how often it occurs in each labelled dimension that the trace saw, and on each side of a
+    slice. It is compared as a sum of random 64-bit numbers, one per dimension (Zobrist hashing), so that all units are
+    handled at once.
     """
     component = solution.component
     num = len(solution.pinned)
     rng = np.random.default_rng(0)
     signature = np.zeros(num, np.uint64)
-    for f in fields:
+    for atoms in (*(f.atoms.ravel() for f in fields), *ties.sides):
         key = rng.integers(1, 2**63, dtype=np.uint64)
-        signature += np.bincount(component[f.atoms.ravel()], minlength=num).astype(np.uint64) * key
+        signature += np.bincount(component[atoms], minlength=num).astype(np.uint64) * key
 
     # first atom of every component, and the parameter dimension that owns it
     _, first_atom = np.unique(component, return_index=True)

@@ -81,12 +81,21 @@ class Pin:
 
 @dataclass
 class Ties:
-    """Collects what must be united, pinned or marked while the model runs; solved once, in `solve`."""
+    """Collects what must be united, pinned or marked while the model runs; solved once, in `solve`.
+
+    Attributes:
+        num_atoms: atoms so far.
+        pins: what must stay, and why.
+        module, op: what is running, for reasons.
+        sides: what lies before a slice, and what behind it: units of the two are never in one group, so that the
+            place of a slice follows from how many units are kept, not from which.
+    """
 
     num_atoms: int = 1
     pins: list[Pin] = field(default_factory=list)
     module: str = ""
     op: str = ""
+    sides: list[IntArray] = field(default_factory=list)
     _pairs: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     _two: list[IntArray] = field(default_factory=list)
     _inexact: list[IntArray] = field(default_factory=list)
@@ -210,9 +219,7 @@ class Ties:
 
         pinned = touched([pin.atoms for pin in self.pins])
         pinned[component[STAYS]] = True
-        return Solution(
-            component.astype(np.int64), pinned, touched(self._inexact), touched(self._produced), touched(self._two)
-        )
+        return Solution(component, pinned, touched(self._inexact), touched(self._produced), touched(self._two))
 
 
 @dataclass(frozen=True, slots=True)

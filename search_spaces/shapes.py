@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoprune.search_spaces.labels import Field
+from autoprune.search_spaces.labels import Field, field_at
 from autoprune.search_spaces.numbers import numbers
+from autoprune.search_spaces.rules.shape import slice_start
 from autoprune.search_spaces.tracer import Op, TensorSpec, tensors
 
 _COPIES = frozenset(("clone", "alias", "detach"))
@@ -55,8 +56,20 @@ class ShapeCheck(TorchDispatchMode):
             sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
             if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width
                 raise ValueError(f"{func} splits what is left in another way")
+        if name == "slice":
+            self._check_start(op, args, kwargs or {})
         self.passed += 1
         return out
+
+    def _check_start(self, op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A slice of the right length may still begin elsewhere: all that was cut before it must have moved it."""
+        dense: TensorSpec = op.args[0]
+        dim, start = slice_start(dense.shape, op.args, op.kwargs)
+        f = field_at(dense.labels, dim)
+        if f is not None and len(f.dims) == 1:
+            start = int(self.keep[f.atoms[:start]].sum())
+        if slice_start(args[0].shape, args, kwargs)[1] != start:
+            raise ValueError(f"{op.func} begins at a position that the code holds as a number")
 
     def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
         """What is left of a shape."""

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from autoprune.search_spaces.rules import contraction, elementwise, norm, shape, spatial
+from autoprune.search_spaces.rules import contraction, elementwise, norm, shape, spatial, windows
 from autoprune.search_spaces.rules.registry import COUNTED, RULES, Rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 
-__all__ = ["apply_rule", "contraction", "elementwise", "norm", "shape", "spatial"]
+__all__ = ["apply_rule", "contraction", "elementwise", "norm", "shape", "spatial", "windows"]
 
 
 def find_rule(func: torch._ops.OpOverload) -> Rule | None:

@@ -6,6 +6,7 @@ Shape letters: N batch, C channels, O output channels, g groups, M, K, P matrix 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ def _or_stays(atoms: IntArray | None, size: int) -> IntArray:
     return np.zeros(size, np.int64) if atoms is None else atoms
 
 
-def _sized(tensor: Tensor, labels: Labels, dims: range | tuple[int, ...]) -> list[int | Field]:
+def _sized(tensor: Tensor, labels: Labels, dims: Sequence[int]) -> list[int | Field]:
     """Sizes over `dims` as factors: fields where labelled, one int for the rest."""
     fields = [f for f in labels if set(f.dims) & set(dims)]
     covered = {d for f in fields for d in f.dims}
@@ -39,7 +40,9 @@ def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], o
     transposed, groups = bool(args[6]), int(args[8])
     ties = tracer.ties
     spatial = range(2, x.dim())
-    x_labels = ties.pin_fields(tracer.labels(x), "a pruned dimension is convolved over", spatial)
+    x_labels = tracer.labels(x)
+    for dim in spatial:
+        x_labels = _convolved_over(tracer, x_labels, dim, weight, args)
     w_labels = ties.pin_fields(tracer.labels(weight), "a kernel dimension", spatial)
     in_dim, out_dim = (0, 1) if transposed else (1, 0)
     x_atoms = _or_stays(ties.axis(x_labels, 1), x.shape[1])
@@ -69,7 +72,22 @@ def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], o
     y = Field((1,), produced)
     tracer.assign(out, (*batch, y) if produced.any() else batch)
     pixels = x if transposed else out
-    tracer.count_macs(pixels.shape[0] * math.prod(pixels.shape[2:]), *_sized(weight, w_labels, range(weight.dim())))
+    places = _sized(pixels, batch, (0, *spatial))
+    tracer.count_macs(*places, *_sized(weight, w_labels, range(weight.dim())))
+
+
+def _convolved_over(tracer: Tracer, labels: Labels, dim: int, weight: Tensor, args: tuple[Any, ...]) -> Labels:
+    """Channels that lie along a convolved dimension of unchanged size (efficient channel attention): the neighbours of
+    a position are the kept ones, so cutting is inexact, unless the kernel sees one position only.
+    """
+    kernel = weight.shape[dim]
+    stride, padding, dilation, transposed = (a if isinstance(a, bool) else a[(dim - 2) % len(a)] for a in args[3:7])
+    f = field_at(labels, dim)
+    if f is None or transposed or stride != 1 or 2 * padding != dilation * (kernel - 1) or len(f.dims) > 1:
+        return tracer.ties.drop_axis(labels, dim, "a pruned dimension is convolved over")
+    if kernel > 1:
+        tracer.ties.mark_inexact(f.atoms)
+    return labels
 
 
 def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Labels:
@@ -79,12 +97,18 @@ def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Labels:
     last = a.dim() - 1
     fields: list[Field] = []
     for dim in range(last - 1):  # batch dimensions come first: whole rows of a grid (heads) are the units
-        a_atoms, b_atoms = ties.axis(a_labels, dim), ties.axis(b_labels, dim)
-        a_labels, b_labels = _reduced(a_labels, dim, a_atoms), _reduced(b_labels, dim, b_atoms)
-        if a_atoms is not None or b_atoms is not None:
-            size = a.shape[dim]
-            ties.unite(_or_stays(a_atoms, size), _or_stays(b_atoms, size))
-            fields.append(Field((dim,), a_atoms if a_atoms is not None else _or_stays(b_atoms, size)))
+        if field_at(a_labels, dim) is None or field_at(b_labels, dim) is None:
+            a_labels = ties.drop_axis(a_labels, dim, "meets a constant")
+            b_labels = ties.drop_axis(b_labels, dim, "meets a constant")
+            continue
+        size = a.shape[dim]
+        a_rows, b_rows = _or_stays(ties.axis(a_labels, dim), size), _or_stays(ties.axis(b_labels, dim), size)
+        a_labels, b_labels = _reduced(a_labels, dim, a_rows), _reduced(b_labels, dim, b_rows)
+        ties.unite(a_rows, b_rows)
+        fields.append(Field((dim,), a_rows))
+    f = field_at(a_labels, last)
+    if f is not None and len(f.dims) > 1:  # rows of a grid share b, as heads share a table: they are the units
+        a_labels = ties.drop_axis(a_labels, last, "")
     ties.unite(
         _or_stays(ties.axis(a_labels, last), a.shape[last]),
         _or_stays(ties.axis(b_labels, last - 1), b.shape[last - 1]),

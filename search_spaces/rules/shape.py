@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from autoprune.search_spaces.labels import Field, Labels, field_at, reshape, wit
 from autoprune.search_spaces.rules.elementwise import unite_operands
 from autoprune.search_spaces.rules.registry import argument, rule
 from autoprune.search_spaces.tracer import Tracer, tensors
-from autoprune.search_spaces.types import IntArray
 
 
 @rule("view", "_unsafe_view", "_reshape_alias", "reshape", "unsqueeze", "squeeze", "unflatten", "flatten")
@@ -113,27 +112,44 @@ def unbind(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
         tracer.assign(tensor, labels)
 
 
-def _piece(tracer: Tracer, x: Tensor, labels: Labels, dim: int, start: int, length: int, step: int = 1) -> Labels:
-    """`length` positions from `start`: one of equal pieces (unit j of every piece is one unit), else all stay."""
+def _piece(tracer: Tracer, x: Tensor, labels: Labels, dim: int, start: int, length: int, tied: bool) -> Labels:
+    """`length` positions from `start`. `tied`: one of equal pieces, of which unit j is one unit."""
     size = x.shape[dim]
     f = field_at(labels, dim)
-    if f is None or (length == size and step == 1):
+    if f is None or length == size:
         return labels
-    if len(f.dims) > 1 or step != 1 or length == 0 or size % length or start % length:
-        return drop_axis(tracer, labels, dim, "sliced into unequal pieces")
-    pieces = tracer.ties.unite_columns(f.atoms, size // length)
-    return (*without(labels, (dim,)), Field((dim,), pieces[start // length]))
+    if len(f.dims) > 1:
+        return drop_axis(tracer, labels, dim, "a grid of units is sliced")
+    pieces = tracer.ties.unite_columns(f.atoms, size // length) if tied else None
+    atoms = f.atoms[start : start + length] if pieces is None else pieces[start // length]
+    rest = without(labels, (dim,))
+    return (*rest, Field((dim,), atoms)) if atoms.any() else rest
+
+
+def _is_equal_piece(size: int, start: int, length: int) -> bool:
+    """Code that divides a width makes such pieces; others it holds as numbers, and each keeps its own units."""
+    return length > 0 and size % length == 0 and start % length == 0
+
+
+def slice_start(shape: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Dimension and first position of a slice of `shape`, both counted from the front."""
+    dim, start = argument(args, kwargs, 1, "dim", 0) % len(shape), argument(args, kwargs, 2, "start") or 0
+    return dim, max(start + shape[dim], 0) if start < 0 else min(start, shape[dim])
 
 
 @rule("slice")
 def slice_(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A range of one dimension."""
     x = args[0]
-    dim = argument(args, kwargs, 1, "dim", 0) % x.dim()
-    start = argument(args, kwargs, 2, "start") or 0
-    start = max(start + x.shape[dim], 0) if start < 0 else min(start, x.shape[dim])
-    step = argument(args, kwargs, 4, "step", 1)
-    tracer.assign(out, _piece(tracer, x, tracer.labels(x), dim, start, out.shape[dim], step))
+    dim, start = slice_start(x.shape, args, kwargs)
+    labels = tracer.labels(x)
+    if argument(args, kwargs, 4, "step", 1) != 1:
+        labels = drop_axis(tracer, labels, dim, "sliced in steps")
+    length, tied = out.shape[dim], _is_equal_piece(x.shape[dim], start, out.shape[dim])
+    f = field_at(labels, dim)
+    if f is not None and len(f.dims) == 1 and not tied:
+        tracer.ties.sides += [f.atoms[:start], f.atoms[start + length :]]
+    tracer.assign(out, _piece(tracer, x, labels, dim, start, length, tied))
 
 
 @rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
@@ -141,19 +157,19 @@ def split(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: An
     """Consecutive pieces of one dimension."""
     x = args[0]
     dim = argument(args, kwargs, 2, "dim", 0) % x.dim()
-    labels = tracer.labels(x)
-    start = 0
-    for tensor in out:
-        length = tensor.shape[dim]
-        tracer.assign(tensor, _piece(tracer, x, labels, dim, start, length))
-        start += length
+    labels, size = tracer.labels(x), x.shape[dim]
+    lengths = [tensor.shape[dim] for tensor in out]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    tied = all(map(_is_equal_piece, [size] * len(lengths), starts, lengths))
+    for tensor, start, length in zip(out, starts, lengths, strict=True):
+        tracer.assign(tensor, _piece(tracer, x, labels, dim, start, length, tied))
 
 
 @rule("glu")
 def glu(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """First half of one dimension times the sigmoid of the second: the halves unite."""
     dim = argument(args, kwargs, 1, "dim", -1) % out.dim()
-    tracer.assign(out, _piece(tracer, args[0], tracer.labels(args[0]), dim, 0, out.shape[dim]))
+    tracer.assign(out, _piece(tracer, args[0], tracer.labels(args[0]), dim, 0, out.shape[dim], tied=True))
 
 
 @rule("cat")
@@ -180,43 +196,6 @@ def stack(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Te
     dim = argument(args, kwargs, 1, "dim", 0) % out.dim()
     labels = unite_operands(tracer, [(t, tracer.labels(t)) for t in args[0]], tuple(args[0][0].shape))
     tracer.assign(out, tuple(Field(tuple(d + (d >= dim) for d in f.dims), f.atoms) for f in labels))
-
-
-def _channels_changed(tracer: Tracer, x: Tensor, out: Tensor, dim: int, change: Callable[[IntArray], IntArray]) -> None:
-    """Other labels over the channels `dim`; the dimensions behind them stay whole."""
-    labels = tracer.ties.pin_fields(tracer.labels(x), "pixels change their order", range(dim + 1, x.dim()))
-    atoms = tracer.ties.axis(labels, dim)
-    if atoms is not None:
-        labels = (*without(labels, (dim,)), Field((dim,), np.ascontiguousarray(change(atoms))))
-    tracer.assign(out, labels)
-
-
-@rule("pixel_shuffle")
-def pixel_shuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """The channels that become the pixels of one place are a unit."""
-
-    def joined(atoms: IntArray) -> IntArray:
-        places = atoms.reshape(-1, args[1] ** 2)
-        tracer.ties.unite(places, places[:, :1])
-        return places[:, 0]
-
-    _channels_changed(tracer, args[0], out, args[0].dim() - 3, joined)
-
-
-@rule("pixel_unshuffle")
-def pixel_unshuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Every channel becomes a run of channels."""
-    _channels_changed(tracer, args[0], out, args[0].dim() - 3, lambda atoms: np.repeat(atoms, args[1] ** 2))
-
-
-@rule("channel_shuffle", "native_channel_shuffle")
-def channel_shuffle(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Groups take turns: column j of every group is one unit, so that groups stay equal."""
-
-    def turned(atoms: IntArray) -> IntArray:
-        return tracer.ties.unite_columns(atoms, args[1]).T.ravel()
-
-    _channels_changed(tracer, args[0], out, 1, turned)
 
 
 @rule("index", "index_select")

@@ -148,6 +148,65 @@ class Attention(nn.Module):
         return self.head(x.mean(1))
 
 
+class UnequalPieces(nn.Module):
+    """One layer makes two pieces of unequal size for two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both = conv(3, 8), conv(3, 16), conv(3, 24)
+        self.c, self.d, self.head = conv(8, 16), conv(16, 16), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        a, b, both = self.a(x), self.b(x), self.both(x)
+        first, second = both.split([a.shape[1], b.shape[1]], 1)
+        return self.head(self.c(a * first) + self.d(b * second) * (b * both[:, a.shape[1] :]).mean(1, keepdim=True))
+
+
+class Middle(nn.Module):
+    """A slice of fixed place: what is cut before it would move other channels into it, at the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 24), conv(8, 16), nn.Conv2d(40, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.head(torch.cat([x, self.b(x[:, 4:12])], 1))
+
+
+class SharedByHeads(nn.Module):
+    """All heads share a norm over their width, a rotation and a table of relative positions: heads are the units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.qkv, self.norm = nn.Linear(12, 16), nn.Linear(16, 96), nn.LayerNorm(8)
+        self.table, self.out, self.head = nn.Parameter(torch.randn(7, 8)), nn.Linear(32, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, -1, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        angles = torch.arange(56.0, device=x.device).view(7, 8)
+        q = self.norm(q) * angles.cos()
+        scores = q @ k.transpose(-2, -1) + q @ self.table.transpose(0, 1)
+        y = F.softmax(scores, -1) @ v
+        return self.head((x + self.out(y.transpose(1, 2).reshape(n, length, -1))).mean(1))
+
+
+class OneKeyForAll(nn.Module):
+    """A product over heads with what all heads share, stored once each: the width of heads is the unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = nn.Linear(12, 24), nn.Linear(12, 8), nn.Linear(12, 10), nn.Linear(30, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, 3, -1).transpose(1, 2)
+        shared = (self.k(x).softmax(1).transpose(1, 2) @ self.v(x)).unsqueeze(1)
+        return self.head((q @ shared).transpose(1, 2).reshape(n, length, -1).mean(1))
+
+
 class Baked(nn.Module):
     """Python code that holds the width of one layer."""
 
@@ -268,6 +327,33 @@ class SpatialGate(nn.Module):
         return self.head(x * gate.sigmoid())
 
 
+class Windows(nn.Module):
+    """Windows cut out as columns and put back, and windows as a dimension of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.mix = conv(3, 16), conv(16, 12), nn.Conv1d(48, 32, 1)
+        self.c, self.head = conv(8, 16), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.b(self.a(x).unfold(2, 3, 1).amax(-1).unfold(3, 3, 1).sum(-1))
+        x = F.fold(self.mix(F.unfold(x, 2, stride=2)), x.shape[2:], 2, stride=2)
+        return self.head(self.c(x))
+
+
+class ChannelAttention(nn.Module):
+    """A convolution over the channels of pooled maps gates them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.over, self.head = conv(3, 16), nn.Conv1d(1, 1, 3, padding=1), nn.Conv2d(16, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        gate = self.over(x.mean((2, 3)).unsqueeze(1)).sigmoid()
+        return self.head(x * gate.view(x.shape[0], -1, 1, 1))
+
+
 class Normalised(nn.Module):
     """Tokens looked up by index, weights divided by their norm, cosine similarity to class vectors."""
 
@@ -293,6 +379,10 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "split": (Split, IMAGE),
     "norms": (Norms, IMAGE),
     "attention": (Attention, TOKENS),
+    "unequal_pieces": (UnequalPieces, IMAGE),
+    "middle": (Middle, IMAGE),
+    "shared_by_heads": (SharedByHeads, TOKENS),
+    "one_key_for_all": (OneKeyForAll, TOKENS),
     "baked": (Baked, IMAGE),
     "transposed": (Transposed, IMAGE),
     "shared": (Shared, IMAGE),
@@ -302,5 +392,7 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "constants": (Constants, IMAGE),
     "pixels": (Pixels, IMAGE),
     "spatial_gate": (SpatialGate, IMAGE),
+    "windows": (Windows, IMAGE),
+    "channel_attention": (ChannelAttention, IMAGE),
     "normalised": (Normalised, TOKENS),
 }
