@@ -85,6 +85,9 @@ def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Labels:
             size = a.shape[dim]
             ties.unite(_or_stays(a_atoms, size), _or_stays(b_atoms, size))
             fields.append(Field((dim,), a_atoms if a_atoms is not None else _or_stays(b_atoms, size)))
+    f = field_at(a_labels, last)
+    if f is not None and len(f.dims) > 1:  # rows of a grid share b, as heads share a table: they are the units
+        a_labels = ties.drop_axis(a_labels, last, "")
     ties.unite(
         _or_stays(ties.axis(a_labels, last), a.shape[last]),
         _or_stays(ties.axis(b_labels, last - 1), b.shape[last - 1]),

@@ -70,11 +70,13 @@ def weight_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], o
 
 @rule("native_group_norm")
 def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Statistics per group of consecutive channels: column j of every group is one unit, so that groups stay equal."""
+    """Statistics per group of consecutive channels: column j of every group is one unit, so that groups stay equal.
+    As many groups as channels are an instance norm: a channel has its own.
+    """
     x, groups = args[0], args[6]
     labels = _unite_channels(tracer, x, args[1:3])
     f = field_at(labels, 1)
-    if f is not None:
+    if f is not None and groups < x.shape[1]:
         tracer.ties.unite_columns(f.atoms, groups)
         tracer.ties.mark_inexact(f.atoms)
     tracer.assign(out[0], labels)
