@@ -288,7 +288,7 @@ def as_strided(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
 @rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", always=True)
 def filled(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """A first state, a buffer to be written to, a bias of zeros: it fits any width, and ties where it is used."""
-    tracer.assign(out, tuple(Field((d,), tracer.ties.fresh(size)) for d, size in enumerate(out.shape) if size > 1))
+    tracer.assign(out, tracer.filled(out))
 
 
 @rule("new_empty", "new_empty_strided", "_assert_async")
