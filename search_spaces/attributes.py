@@ -206,7 +206,8 @@ def _declared(
     into, out = (0, 1) if transposed or "nf" in attributes else (1, 0)
     sizes: list[tuple[str, int, tuple[int, int]]]
     if rank == 1:
-        sizes = [(name, 0, (1, 1)) for name in (*_OUT, "normalized_shape")]
+        # As many groups as channels: an instance norm.
+        sizes = [(name, 0, (1, 1)) for name in (*_OUT, "normalized_shape", "num_groups")]
     elif attributes.get("embedding_dim") == tensor.shape[1]:
         sizes = [("embedding_dim", 1, (1, 1))]
     else:

@@ -58,6 +58,7 @@ class Grouping:
     Attributes:
         group_of: component -> group index, -1 where nothing can be cut.
         unit_of: component -> unit index inside its group.
+        pinning_ops: ops that pinned what could be cut otherwise.
         produced_dims: (parameter, dimension) whose positions make units: rows of a linear or convolution weight.
     """
 
@@ -67,6 +68,7 @@ class Grouping:
     unit_of: IntArray
     solution: Solution
     produced_dims: frozenset[tuple[str, int]]
+    pinning_ops: frozenset[str]
 
     def atoms(self, index: int) -> IntArray:
         """All atoms of one group."""
@@ -209,7 +211,8 @@ def make_groups(
     produced_dims = frozenset(
         (name, f.dims[0]) for name, labels in parameters.items() for f in labels if produced[f.atoms].any()
     )
-    return Grouping(tuple(groups), _merge(frozen), group_of, unit_of, solution, produced_dims)
+    pinning_ops = frozenset(pin.op for pin in ties.pins if solution.produced[component[pin.atoms]].any())
+    return Grouping(tuple(groups), _merge(frozen), group_of, unit_of, solution, produced_dims, pinning_ops)
 
 
 def count_fields(grouping: Grouping, fields: Sequence[Field]) -> Counts:

@@ -22,7 +22,7 @@ import torch
 
 from autoprune.search_spaces.attributes import Attributes, Choice
 from autoprune.search_spaces.runs import Run, Traced
-from autoprune.search_spaces.shapes import ShapeCheck
+from autoprune.search_spaces.shapes import OtherShape, ShapeCheck
 from autoprune.search_spaces.tracer import ModulePaths, module_paths, plain_kernels
 from autoprune.search_spaces.types import IntArray
 
@@ -37,7 +37,7 @@ _MOST_FIXES = 16
 class Failure:
     """Where a cut model failed: the module, the one that had finished last, the line of code, the model's own words.
 
-    `passed` is the number of ops that had gone well.
+    `passed` is the number of ops that had gone well, `groups` are those whose size came out wrong.
     """
 
     module: str
@@ -45,6 +45,7 @@ class Failure:
     line: str
     message: str
     passed: int
+    groups: tuple[int, ...] = ()
 
 
 def prove(build: Callable[[], SearchSpace], traced: Traced, attributes: Attributes) -> SearchSpace:
@@ -104,8 +105,14 @@ class _Prover:
                 model(*run.args, **run.kwargs)
         except Exception as error:  # the model's own words are kept and reported
             words = str(error).strip().partition("\n")[0] or type(error).__name__
-            return Failure(paths.running[-1], paths.finished, _line(error), words, check.passed)
+            wrong = self.groups_of(error.atoms) if isinstance(error, OtherShape) else ()
+            return Failure(paths.running[-1], paths.finished, _line(error), words, check.passed, wrong)
         return None
+
+    def groups_of(self, atoms: Sequence[IntArray]) -> tuple[int, ...]:
+        """Groups that have units among these atoms."""
+        found = {int(g) for a in atoms for g in np.unique(self.space.grouping.group_of_atom[a])}
+        return tuple(sorted(found - {-1}))
 
     def mark_rescaling(self) -> None:
         """Mark groups inexact whose cut changes a number that the code calculates with, say ``sqrt(x.shape[-1])``.
@@ -163,7 +170,12 @@ class _Prover:
         return dict.fromkeys(cut, failure)
 
     def suspects(self, failure: Failure, cut: list[int]) -> Iterator[list[int]]:
-        """Who may be to blame, the likeliest first: what the failing module holds, what came out of the last, all."""
+        """Who may be to blame, the likeliest first: whose size is wrong, what the failing module holds, what came
+        out of the last one, all.
+        """
+        wrong = [i for i in failure.groups if i in cut]
+        if wrong:
+            yield wrong
         for module in (failure.module, failure.finished):
             near = [i for i in cut if self.space.roles(i, module)]
             if module and near:

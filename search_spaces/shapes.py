@@ -14,9 +14,18 @@ from autoprune.search_spaces.labels import Field, field_at
 from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.rules.shape import slice_start
 from autoprune.search_spaces.tracer import Op, TensorSpec, tensors
+from autoprune.search_spaces.types import IntArray
 
 _COPIES = frozenset(("clone", "alias", "detach"))
 _VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
+
+
+class OtherShape(ValueError):
+    """An op makes another shape than these atoms say."""
+
+    def __init__(self, message: str, atoms: Sequence[IntArray]) -> None:
+        super().__init__(message)
+        self.atoms = atoms
 
 
 class ShapeCheck(TorchDispatchMode):
@@ -53,9 +62,12 @@ class ShapeCheck(TorchDispatchMode):
             raise ValueError(f"the code takes another path at {func}")
         self.numbers_changed |= repr(numbers(func, args, kwargs or {})) != repr(op.numbers)  # a NaN equals itself
         for tensor, spec in zip(tensors(out), op.outputs, strict=True):
-            sizes = zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True)
-            if any(expected != size and stride for expected, size, stride in sizes):  # what is expanded fits any width
-                raise ValueError(f"{func} splits what is left in another way")
+            sizes = enumerate(zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True))
+            # what is expanded (stride 0) fits any width
+            wrong = {d for d, (expected, size, stride) in sizes if expected != size and stride}
+            if wrong:
+                atoms = [f.atoms for f in spec.labels if wrong.intersection(f.dims)]
+                raise OtherShape(f"{func} splits what is left in another way", atoms)
         if name == "slice":
             self._check_start(op, args, kwargs or {})
         self.passed += 1

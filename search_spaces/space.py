@@ -59,7 +59,8 @@ class SearchSpace:
         self.example_inputs = example_inputs
         self.groups: tuple[Group, ...] = grouping.groups
         self.frozen: tuple[Frozen, ...] = grouping.frozen
-        self.unknown_ops = {op: module for trace in traces for op, module in trace.unknown_ops.items()}
+        unknown_ops = {op: module for trace in traces for op, module in trace.unknown_ops.items()}
+        self.unknown_ops = {op: module for op, module in unknown_ops.items() if op in grouping.pinning_ops}
         self.grouping = grouping
         self._sites = sites
         self._parameters = parameters

@@ -6,6 +6,7 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,7 @@ class Tracer(TorchDispatchMode):
         self.names = names
         self.trace = Trace()
         self.paths = ModulePaths()
+        self._filled: Counter[str] = Counter()
         self._macs: list[tuple[int | Field, ...]] = []
         self._live: dict[int, tuple[int, StorageWeakRef]] = {}
 
@@ -120,6 +122,12 @@ class Tracer(TorchDispatchMode):
         """Label an output."""
         if id(tensor) not in self.names:
             setattr(tensor, _ATTRIBUTE, labels)
+
+    def filled(self, tensor: Tensor) -> Labels:
+        """Labels of a tensor that is made here of one number: its own, and the same ones in another run."""
+        path = self.paths.running[-1]
+        self._filled[path] += 1
+        return self.parameters.get(f"{path}: {self._filled[path]} {tuple(tensor.shape)}", tensor)
 
     def count_macs(self, *factors: int | Field) -> None:
         """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""

@@ -8,6 +8,7 @@ do in the sliced model; so do numbers that code makes from a width, the scale of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from autoprune.search_spaces.labels import field_at
 from autoprune.search_spaces.numbers import numbers, with_numbers
 from autoprune.search_spaces.rules.norm import reduced_dims
 from autoprune.search_spaces.rules.registry import argument
-from autoprune.search_spaces.runs import without_own_storage
+from autoprune.search_spaces.runs import Run, without_own_storage
 from autoprune.search_spaces.tracer import ParameterLabels, Tracer, map_tensors, plain_kernels, run, tensors
 from autoprune.search_spaces.types import IntArray
 
@@ -69,11 +70,15 @@ class SilencingTracer(Tracer):
             if id(tensor) in self.names or (id(tensor) not in given and tensor.untyped_storage()._cdata in storages):
                 continue  # a parameter (never written to), or a view
             for f in self.labels(tensor):
-                keep = self.keep[f.atoms]
+                keep = self.kept(f.atoms)
                 if not keep.all():
                     shape = [tensor.shape[d] if d in f.dims else 1 for d in range(tensor.dim())]
                     tensor.masked_fill_(torch.as_tensor(~keep, device=tensor.device).reshape(shape), 0)
         return out
+
+    def kept(self, atoms: IntArray) -> NDArray[np.bool_]:
+        """Which atoms stay; those that only this run made do."""
+        return (atoms >= len(self.keep)) | self.keep[np.minimum(atoms, len(self.keep) - 1)]
 
     def indices(self, tensor: Tensor, dim: int) -> Tensor | None:
         """Kept indices of one dimension, None where it stays whole."""
@@ -81,7 +86,7 @@ class SilencingTracer(Tracer):
         if f is None:
             return None
         axis = f.dims.index(dim)
-        keep = np.moveaxis(self.keep[f.atoms], axis, 0).reshape(f.atoms.shape[axis], -1).any(1)
+        keep = np.moveaxis(self.kept(f.atoms), axis, 0).reshape(f.atoms.shape[axis], -1).any(1)
         return None if keep.all() else torch.as_tensor(np.flatnonzero(keep), device=tensor.device)
 
 
@@ -151,15 +156,17 @@ _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str
 
 
 class _Numbers(TorchDispatchMode):
-    """Keeps the numbers that ops are called with."""
+    """Keeps the numbers that ops are called with, and whether a recurrent layer ran as one op."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[Any, tuple[Any, ...]]] = []
+        self.recurrent = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        self.recurrent |= func.overloadpacket.__name__ == "mkldnn_rnn_layer"
         found = numbers(func, args, kwargs or {})
         if found:
             self.seen.append((func, found))
@@ -169,19 +176,26 @@ class _Numbers(TorchDispatchMode):
 def relative_error(space: SearchSpace, kept_units: Sequence[IntArray]) -> float:
     """Largest |sliced - silenced| over the outputs, each relative to its largest absolute value.
 
-    Attention is spelled out in both, so that its scale is a number like others.
+    Attention and recurrent layers are spelled out in both, so that every op that the silencing must reach is seen.
     """
     args, kwargs = space.example_inputs
     smaller = space.cut(kept_units, share=True).eval()
     model = without_own_storage(space.model).eval()
     names = {id(t): name for name, t in surgery.named_tensors(model).items()}
-    with sdpa_kernel(SDPBackend.MATH), torch.random.fork_rng():
-        torch.manual_seed(0)  # for models that draw numbers in evaluation mode too
-        with plain_kernels(), torch.no_grad(), _Numbers() as of_subnet:
-            actual = list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone))))
-        torch.manual_seed(0)
-        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, of_subnet.seen)
-        expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
+
+    def outputs_of_subnet() -> tuple[list[Tensor], _Numbers]:
+        with plain_kernels(), torch.no_grad(), Run.seeded(), _Numbers() as seen:
+            return list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone)))), seen
+
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        actual, seen = outputs_of_subnet()
+        if seen.recurrent:
+            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+            actual, seen = outputs_of_subnet()
+        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, seen.seen)
+        with Run.seeded():
+            expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
     assert [t.shape for t in actual] == [t.shape for t in expected]
     return max((_difference(a, e) for a, e in zip(actual, expected, strict=True)), default=0.0)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from autoprune.search_spaces.rules import contraction, elementwise, norm, shape, spatial, windows
-from autoprune.search_spaces.rules.registry import COUNTED, RULES, Rule
+from autoprune.search_spaces.rules.registry import ALWAYS, RULES, Rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 
 __all__ = ["apply_rule", "contraction", "elementwise", "norm", "shape", "spatial", "windows"]
@@ -30,7 +30,7 @@ def apply_rule(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
     """Apply the rule; False where there is none and labelled inputs were pinned for it."""
     inputs = list(tensors((args, kwargs)))
     rule = find_rule(func)
-    if rule not in COUNTED and not any(map(tracer.labels, inputs)):
+    if rule not in ALWAYS and not any(map(tracer.labels, inputs)):
         return True  # nothing prunable comes in: outputs are constants
     if rule is not None:
         rule(tracer, args, kwargs, out)

@@ -31,7 +31,7 @@ def _sized(tensor: Tensor, labels: Labels, dims: Sequence[int]) -> list[int | Fi
     return [math.prod(tensor.shape[d] for d in dims if d not in covered), *fields]
 
 
-@rule("convolution", "_convolution", counted=True)
+@rule("convolution", "_convolution", always=True)
 def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """y[n, o] = sum over c of w[o, c] * x[n, c]. Depthwise: input i and output i are one unit. Grouped: column j of
     every group is one unit, so that groups stay equal.
@@ -128,13 +128,13 @@ def _reduced(labels: Labels, dim: int, atoms: IntArray | None) -> Labels:
     return labels if atoms is None else (*without(labels, (dim,)), Field((dim,), atoms))
 
 
-@rule("mm", "bmm", counted=True)
+@rule("mm", "bmm", always=True)
 def matrix_product(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Matrix product; batch dimensions unite."""
     tracer.assign(out, _product(tracer, args[0], args[1], out))
 
 
-@rule("addmm", "baddbmm", counted=True)
+@rule("addmm", "baddbmm", always=True)
 def matrix_product_plus(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Matrix product plus a term that broadcasts over it (the bias)."""
     labels = _product(tracer, args[1], args[2], out)
@@ -190,7 +190,7 @@ def _over_scores(mask: Tensor) -> Tensor:
     return mask[(None,) * (4 - mask.dim())]
 
 
-@rule(*_ATTENTION, counted=True)
+@rule(*_ATTENTION, always=True)
 def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Q [N, H, L, D], k [N, G, S, D], v [N, G, S, E], mask [N, H, L, S]: a head of k with its H / G heads of q and its
     head of v is one unit; D unites in q and k. Without a given scale it is 1 / sqrt(D), so of what is kept: inexact.

@@ -83,6 +83,9 @@ def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
         tracer.ties.unite_columns(f.atoms, groups)
         tracer.ties.mark_inexact(f.atoms)
     tracer.assign(out[0], labels)
+    for statistics in out[1:3]:
+        if f is not None and statistics.shape[1:] == x.shape[1:2]:
+            tracer.assign(statistics, (Field((1,), f.atoms),))
 
 
 @rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "sort", "topk")

@@ -13,17 +13,17 @@ Rule: TypeAlias = Callable[[Tracer, tuple[Any, ...], dict[str, Any], Any], None]
 RULES: dict[str, Rule] = {}
 
 
-COUNTED: set[Rule] = set()
-"""Rules that count MACs: applied even where nothing prunable comes in."""
+ALWAYS: set[Rule] = set()
+"""Rules applied even where nothing prunable comes in: those that count MACs, and those that make labels."""
 
 
-def rule(*names: str, counted: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, always: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for the ATen ops `names`; their in-place forms (``add_``) are found by themselves."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(names, function))
-        if counted:
-            COUNTED.add(function)
+        if always:
+            ALWAYS.add(function)
         return function
 
     return register

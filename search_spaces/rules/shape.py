@@ -264,7 +264,13 @@ def as_strided(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
     tracer.assign(out, labels)
 
 
-@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "_assert_async")
+@rule("zeros", "ones", "full", "new_zeros", "new_ones", "new_full", always=True)
+def filled(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
+    """A first state, a buffer to be written to, a bias of zeros: it fits any width, and ties where it is used."""
+    tracer.assign(out, tracer.filled(out))
+
+
+@rule("new_empty", "new_empty_strided", "_assert_async")
 def constant(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Outputs that take only dtype and device from the input carry no labels."""
     for tensor in tensors(out):
