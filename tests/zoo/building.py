@@ -1,0 +1,46 @@
+"""Build the networks of the zoo fast, with weights that show a wrong cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from tests.search_spaces.nets import randomised
+from tests.zoo.case import Case, Inputs
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments."""
+
+
+def build(case: Case) -> nn.Module:
+    """The network with random weights, norms and statistics; in evaluation mode."""
+    torch.manual_seed(0)
+    with _without_initialisers():
+        model = case.build()
+    return randomised(model)
+
+
+def call_of(inputs: Inputs) -> Call:
+    """Example inputs, in any of the forms that `trace` takes, as arguments."""
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+
+
+@contextmanager
+def _without_initialisers() -> Iterator[None]:
+    """The weights are overwritten anyway, and drawing them twice is what building a large network takes longest for."""
+
+    def untouched(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return tensor
+
+    with ExitStack() as stack:
+        for name in dir(nn.init):
+            if name.endswith("_") and not name.startswith("_"):
+                stack.enter_context(mock.patch.object(nn.init, name, untouched))
+        yield
