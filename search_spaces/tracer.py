@@ -6,7 +6,7 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.numbers import numbers
+from autoprune.search_spaces.types import IntArray
 
-_ATTRIBUTE = "_autoprune_labels"
+_ATTRIBUTE, _POSITIONS = "_autoprune_labels", "_autoprune_positions"
+FILLED = frozenset(f"{new}{name}" for new in ("", "new_") for name in ("zeros", "ones", "full", "empty"))
+"""Ops that make a tensor with one value (or none) everywhere, of a size that the code gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +55,19 @@ class Op:
 
 @dataclass(slots=True)
 class Trace:
-    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`)."""
+    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`).
+
+    `decisions`: index of an op -> the integers, bools and numbers it made of real floats (what passes a threshold,
+    which values are largest): code may take its path and its sizes from them. None on meta, which has no values.
+    `uniform`: indices of ops whose outputs have one value everywhere, and so any size that the code gives them.
+    """
 
     ops: list[Op] = field(default_factory=list)
     storages: list[TensorSpec] = field(default_factory=list)
     alive: list[tuple[int, ...]] = field(default_factory=list)
     unknown_ops: dict[str, str] = field(default_factory=dict)
+    decisions: dict[int, list[Any]] = field(default_factory=dict)
+    uniform: set[int] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -105,6 +115,7 @@ class Tracer(TorchDispatchMode):
         self.paths = ModulePaths()
         self._macs: list[tuple[int | Field, ...]] = []
         self._live: dict[int, tuple[int, StorageWeakRef]] = {}
+        self._uniform: set[int] = set()
 
     # -- what rules use -----------------------------------------------------------------------------------------
 
@@ -121,9 +132,27 @@ class Tracer(TorchDispatchMode):
         if id(tensor) not in self.names:
             setattr(tensor, _ATTRIBUTE, labels)
 
+    def pin_if_used(self, tensor: Tensor, atoms: IntArray) -> None:
+        """`tensor` holds positions among `atoms`: once an op or the caller gets it, all of them must stay."""
+        setattr(tensor, _POSITIONS, atoms)
+
+    def use(self, given: Iterable[Tensor]) -> None:
+        """Pin what the tensors given hold positions of."""
+        for tensor in given:
+            atoms = getattr(tensor, _POSITIONS, None)
+            if atoms is not None:
+                self.ties.pin(atoms, "its positions are used as numbers")
+
     def count_macs(self, *factors: int | Field) -> None:
         """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""
         self._macs.append(factors)
+
+    def is_uniform(self, tensor: Tensor) -> bool:
+        """Was the tensor made in this run with one value (``torch.zeros(x.shape)``), and not written to since?
+
+        Its size follows what it was made from, or the model does not run when that is cut, which the proof shows.
+        """
+        return tensor.untyped_storage()._cdata in self._uniform
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -134,13 +163,19 @@ class Tracer(TorchDispatchMode):
 
         kwargs = kwargs or {}
         specs = map_tensors((args, kwargs), self._spec)
+        given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
+        written = _written(func, args, kwargs)
+        self._uniform -= {s._cdata for t in written if (s := t.untyped_storage()).nbytes() > t.nbytes}  # parts of one
         out = self.execute(func, args, kwargs)
         self.ties.module, self.ties.op = self.paths.running[-1], str(func)
         self._macs = []
         if not apply_rule(self, func, args, kwargs, out):
             self.trace.unknown_ops.setdefault(str(func), self.paths.running[-1])
         outputs = tuple(tensors(out))
-        self._record_storages({t.untyped_storage()._cdata for t in tensors((args, kwargs))}, outputs)
+        self._note_uniform(func, written, given, outputs)
+        if decides((args, kwargs), out):
+            self.trace.decisions[len(self.trace.ops)] = map_tensors(_leaves(out), torch.clone)
+        self._record_storages(given, outputs)
         self.trace.ops.append(
             Op(
                 func,
@@ -164,6 +199,14 @@ class Tracer(TorchDispatchMode):
 
     def _spec(self, tensor: Tensor) -> TensorSpec:
         return TensorSpec(tuple(tensor.shape), tensor.dtype, self.labels(tensor))
+
+    def _note_uniform(self, func: Any, written: list[Tensor], given: set[int], outputs: Sequence[Tensor]) -> None:
+        fresh = {t.untyped_storage()._cdata for t in outputs} - given
+        self._uniform -= fresh | {t.untyped_storage()._cdata for t in written}  # a storage may lie where another was
+        if func.overloadpacket.__name__ in FILLED:
+            self._uniform |= fresh
+        if outputs and all(map(self.is_uniform, outputs)):
+            self.trace.uniform.add(len(self.trace.ops))
 
     def _record_storages(self, given: set[int], outputs: Sequence[Tensor]) -> None:
         fresh = False  # a storage that came in but is not known belongs to an input or a parameter
@@ -213,6 +256,34 @@ def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     """Call the model under the tracer, without gradients; returns its output."""
     with plain_kernels(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The arguments that an op changes in place."""
+    if not func._schema.is_mutable:
+        return []
+    named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+    changed = (named.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write)
+    return list(tensors(list(changed)))
+
+
+def decides(inputs: Any, out: Any) -> bool:
+    """Did an op make integers, bools or a number of real floats?"""
+    given = list(tensors(inputs))
+    return (
+        any(t.is_floating_point() for t in given)
+        and not any(t.is_meta for t in given)
+        and any(is_decision(leaf) for leaf in _leaves(out))
+    )
+
+
+def is_decision(leaf: Any) -> bool:
+    """Is one of an op's outputs not a tensor of floats?"""
+    return not (isinstance(leaf, Tensor) and leaf.is_floating_point()) and leaf is not None
+
+
+def _leaves(out: Any) -> list[Any]:
+    return list(out) if isinstance(out, tuple | list) else [out]
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

@@ -210,7 +210,7 @@ def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
         full = [
             np.repeat(_or_stays(a, t.shape[dim]), size // t.shape[dim])
             for a, t in zip(atoms, given, strict=True)
-            if not repeats(t, dim)
+            if not repeats(tracer, t, dim)
         ]
         for other in full[1:]:
             ties.unite(full[0], other, "heads meet a constant")

@@ -31,14 +31,14 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     """Unite operands that broadcast to `shape`, which labels speak of; returns the labels of the result."""
     if len(operands) == 1:
         return operands[0][1]
-    whole = _whole_dims(operands, len(shape))
+    whole = _whole_dims(tracer, operands, len(shape))
     operands = [(t, tracer.ties.pin_fields(labels, "meets a constant of full size", whole)) for t, labels in operands]
     result: list[Field] = []
     for dims in _clusters([labels for _, labels in operands]):
         arrays = []
         for tensor, labels in operands:
             offset = len(shape) - tensor.dim()
-            full = [d for d in dims if d >= offset and not repeats(tensor, d - offset)]
+            full = [d for d in dims if d >= offset and not repeats(tracer, tensor, d - offset)]
             if full:
                 arrays.append(_over(tracer, labels, dims, full, shape))
         for other in arrays[1:]:
@@ -49,7 +49,7 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
     return tuple(result)
 
 
-def _whole_dims(operands: list[tuple[Tensor, Labels]], rank: int) -> set[int]:
+def _whole_dims(tracer: Tracer, operands: list[tuple[Tensor, Labels]], rank: int) -> set[int]:
     """Dimensions that stay whole: where an operand of full size has no labels, and where one shares the later axes of
     another's grid only. A norm weight or an angle per position of a head, say: then whole heads are the units.
     """
@@ -59,13 +59,13 @@ def _whole_dims(operands: list[tuple[Tensor, Labels]], rank: int) -> set[int]:
         d
         for tensor, labels in operands
         for d in range(rank - tensor.dim(), rank)
-        if not repeats(tensor, d - rank + tensor.dim()) and field_at(labels, d) is None
+        if not repeats(tracer, tensor, d - rank + tensor.dim()) and field_at(labels, d) is None
     )
 
 
-def repeats(tensor: Tensor, dim: int) -> bool:
-    """Does one value stand for the whole dimension: of size 1, or expanded?"""
-    return tensor.shape[dim] == 1 or tensor.stride(dim) == 0
+def repeats(tracer: Tracer, tensor: Tensor, dim: int) -> bool:
+    """Does one value stand for the whole dimension: of size 1, expanded, or filled with it?"""
+    return tensor.shape[dim] == 1 or tensor.stride(dim) == 0 or tracer.is_uniform(tensor)
 
 
 def _clusters(all_labels: list[Labels]) -> list[tuple[int, ...]]:

@@ -29,7 +29,27 @@ def call_of(inputs: Inputs) -> Call:
     """Example inputs, in any of the forms that `trace` takes, as arguments."""
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    return (inputs, {}) if isinstance(inputs, tuple) else ((), dict(inputs))
+    if not isinstance(inputs, tuple):
+        return (), dict(inputs)
+    if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
+        return inputs
+    return inputs, {}
+
+
+def settle(model: nn.Module, call: Call) -> None:
+    """Running statistics near those of a batch: values keep their size, and rounding stays small, as after training."""
+    settling: list[Any] = [
+        m for m in model.modules() if getattr(m, "running_mean", None) is not None and hasattr(m, "momentum")
+    ]
+    momenta = [m.momentum for m in settling]
+    for m in settling:
+        m.momentum = 0.9  # some of the random statistics stays: no variance is nearly 0
+    if settling:
+        with torch.no_grad():
+            model.train()(*call[0], **call[1])
+    for m, momentum in zip(settling, momenta, strict=True):
+        m.momentum = momentum
+    model.eval()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""As `autoprune.trace` takes them: one tensor, a tuple of positional or a dict of keyword arguments."""
+"""As `autoprune.trace` takes them: one tensor, a tuple of positional or a dict of keyword arguments, or both kinds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from autoprune.search_spaces import Candidate, SearchSpace, trace
 from autoprune.search_spaces.surgery import to_meta
 from autoprune.search_spaces.tracer import map_tensors, plain_kernels, tensors
 from tests.zoo import keeping
-from tests.zoo.building import Call, build, call_of
+from tests.zoo.building import Call, build, call_of, settle
 from tests.zoo.case import Case
 from tests.zoo.records import Record
 
@@ -48,6 +48,7 @@ def _check(case: Case, record: Record, steps: _Steps) -> None:
         torch.manual_seed(1)
         call = call_of(case.inputs())
         train_call = call_of(case.train_inputs()) if case.train_inputs else call
+        settle(model, train_call)
         record.params = sum(p.numel() for p in model.parameters())
     with steps("dense run"):
         dense = _dense_outputs(case, model, call, train_call)
@@ -228,6 +229,7 @@ def _verify_in_float64(space: SearchSpace, chosen: dict[str, Candidate], record:
     def double(t: Tensor) -> Tensor:
         return t.double() if t.is_floating_point() else t
 
+    torch.set_default_dtype(torch.float64)  # for what the network's own code makes; this process ends here
     model = space.model.double()
     again = trace(model, map_tensors(space.example_inputs, double))
     assert [g.num_units for g in again.groups] == [g.num_units for g in space.groups], "other groups than in float32"

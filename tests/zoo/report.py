@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -77,8 +78,12 @@ def _cells(record: Record) -> list[str]:
 
 def _frozen(record: Record, most: int = 3) -> str:
     """The reasons that keep most units; classes of the last layer are among them."""
-    shown = [f"{reason}: {units}" for reason, units in record.frozen[:most]]
-    rest = sum(units for _, units in record.frozen[most:])
+    reasons: Counter[str] = Counter()
+    for reason, units in record.frozen:
+        reasons[reason.partition(": ")[0]] += units  # what the network's code said then is too long for a table
+    ordered = sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = [f"{reason}: {units}" for reason, units in ordered[:most]]
+    rest = sum(units for _, units in ordered[most:])
     return "; ".join([*shown, *([f"other: {rest}"] if rest else [])])
 
 
