@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit test-wheel test-faults bench clean
+.PHONY: help demo test lint types unit test-wheel test-faults test-zoo bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ $(VENV)/.%: pyproject.toml constraints.txt
 
 test-faults: $(VENV)/.test ## kill real processes at random moments, for minutes
 	$(BIN)/python -m pytest -q -m slow tests/faults
+
+test-zoo: $(VENV)/.test ## check hundreds of networks, each in a process of its own, and write docs/coverage.md
+	$(BIN)/python -m tests.zoo --jobs $(JOBS)
 
 bench: $(VENV)/.test ## print the figures that the docs quote (half an hour; Fashion-MNIST is downloaded where it is missing)
 	for script in benchmarks/*.py; do echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script || exit 1; done

@@ -98,7 +98,7 @@ class _Prover:
         fewer = (units - 1, _unlike(units), np.ones_like(units))[way]
         kept = [np.arange(fewer[i] if i in chosen else n) for i, n in enumerate(units)]
         paths = ModulePaths()
-        check = self.check = ShapeCheck(run.trace.ops, space.keep_atoms(kept))
+        check = self.check = ShapeCheck(run.trace, space.keep_atoms(kept))
         try:
             model = space.cut(kept, self.traced.model, share=True).train(run.training)
             with plain_kernels(), torch.no_grad(), run.seeded(), module_paths(model, paths), check:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,7 @@ class Traced:
     """What the runs left.
 
     Attributes:
-        model: the copy that ran, on the meta device or sharing the parameters of the real model.
+        model: a copy like the one that ran, on the meta device or sharing the parameters of the real model.
         runs: evaluation mode first; training mode where it was run.
     """
 
@@ -62,11 +62,11 @@ class Traced:
 def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     """Run the model on the meta device, or on its own where that fails (data-dependent control flow)."""
     try:
-        return _trace(surgery.to_meta(model), *map_tensors((args, kwargs), lambda t: t.to("meta")))
+        return _trace(lambda: surgery.to_meta(model), *map_tensors((args, kwargs), lambda t: t.to("meta")))
     except Exception:  # whatever the model raises on meta tensors: the real run below decides, and reports
-        shared = without_own_storage(model)
+        pass
     try:
-        return _trace(shared, args, kwargs)
+        return _trace(lambda: without_own_storage(model), args, kwargs)
     except UserError:
         raise
     except Exception as error:
@@ -81,7 +81,8 @@ def without_own_storage(model: nn.Module) -> nn.Module:
     return surgery.cut(model, {}, share=True)
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+def _trace(copied: Callable[[], nn.Module], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
+    model = copied()
     ties = Ties()
     parameters = ParameterLabels(ties)
     names = {id(t): name for name, t in surgery.named_tensors(model).items()}
@@ -91,8 +92,8 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
     runs = [Run(False, args, kwargs, tracer.trace)]
     if any(name not in parameters.by_name and p.numel() > 1 for name, p in model.named_parameters()):
         runs += _train_run(model, args, kwargs, ties, parameters, names)
-    model.eval()
-    return Traced(model, ties, parameters.by_name, runs)
+    # another copy: what the code kept for its next call (anchors, masks) may have sent that another way
+    return Traced(copied().eval(), ties, parameters.by_name, runs)
 
 
 def _train_run(
@@ -129,5 +130,6 @@ def _doubled(tensor: Tensor) -> Tensor:
 
 def _pin_outputs(tracer: Tracer, outputs: Any) -> None:
     tracer.ties.module, tracer.ties.op = "", ""
+    tracer.use(tensors(outputs))
     for tensor in tensors(outputs):
         tracer.ties.pin_fields(tracer.labels(tensor), "an output of the model")

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces.labels import Field, field_at
 from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.rules.shape import slice_start
-from autoprune.search_spaces.tracer import Op, TensorSpec, tensors
+from autoprune.search_spaces.tracer import Op, TensorSpec, Trace, is_decision, map_tensors, tensors
 from autoprune.search_spaces.types import IntArray
 
 _COPIES = frozenset(("clone", "alias", "detach"))
+_FILLS = frozenset(f"{new}{name}" for new in ("", "new_") for name in ("zeros", "ones", "full", "empty"))
+"""Of any size that the code gives: if it is wrong, an op that the tensor meets makes another shape."""
 _VIEWS = frozenset(("view", "_unsafe_view", "_reshape_alias"))
 
 
@@ -32,9 +35,11 @@ class ShapeCheck(TorchDispatchMode):
     """Raises where an op makes another shape than its labels say: code that divides a width in its own way.
 
     Whether a reshape copies depends on strides, so on sizes of 1: copies are left out, and views are all alike.
+    With real tensors a cut changes values, and these may change the path (how many boxes pass a threshold): what was
+    decided from floats in the dense run is decided the same here.
 
     Args:
-        ops: the ops of the dense run, in order.
+        trace: the dense run.
         keep: per atom, does it stay?
 
     Attributes:
@@ -42,9 +47,11 @@ class ShapeCheck(TorchDispatchMode):
         numbers_changed: some op was called with another number than in the dense run.
     """
 
-    def __init__(self, ops: Sequence[Op], keep: NDArray[np.bool_]) -> None:
+    def __init__(self, trace: Trace, keep: NDArray[np.bool_]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.ops = (op for op in ops if op.func.overloadpacket.__name__ not in _COPIES)
+        copies = {i for i, op in enumerate(trace.ops) if op.func.overloadpacket.__name__ in _COPIES}
+        self.ops = ((i, op) for i, op in enumerate(trace.ops) if i not in copies)
+        self.trace = trace
         self.keep = keep
         self.passed = 0
         self.numbers_changed = False
@@ -57,11 +64,14 @@ class ShapeCheck(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name in _COPIES:
             return out
-        op = next(self.ops, None)
+        index, op = next(self.ops, (0, None))
         if op is None or not (op.func is func or {op.func.overloadpacket.__name__, name} <= _VIEWS):
             raise ValueError(f"the code takes another path at {func}")
         self.numbers_changed |= repr(numbers(func, args, kwargs or {})) != repr(op.numbers)  # a NaN equals itself
-        for tensor, spec in zip(tensors(out), op.outputs, strict=True):
+        decision = self.trace.decisions.get(index)
+        if decision is not None and all(self._whole(spec) for spec in op.outputs):
+            out = _decided(out, decision)
+        for tensor, spec in () if name in _FILLS else zip(tensors(out), op.outputs, strict=True):
             sizes = enumerate(zip(self._shape(spec), tensor.shape, tensor.stride(), strict=True))
             # what is expanded (stride 0) fits any width
             wrong = {d for d, (expected, size, stride) in sizes if expected != size and stride}
@@ -82,6 +92,10 @@ class ShapeCheck(TorchDispatchMode):
             start = int(self.keep[f.atoms[:start]].sum())
         if slice_start(args[0].shape, args, kwargs)[1] != start:
             raise ValueError(f"{op.func} begins at a position that the code holds as a number")
+
+    def _whole(self, spec: TensorSpec) -> bool:
+        """Is nothing cut?"""
+        return all(self.keep[f.atoms].all() for f in spec.labels)
 
     def _shape(self, spec: TensorSpec) -> tuple[int, ...]:
         """What is left of a shape."""
@@ -104,3 +118,11 @@ class ShapeCheck(TorchDispatchMode):
                 raise ValueError("a grid of units is cut unevenly")
             self._sizes[id(f.atoms)] = known
         return known
+
+
+def _decided(out: Any, decision: list[Any]) -> Any:
+    """The outputs of an op, with those that are no floats as they were in the dense run."""
+    leaves = list(out) if isinstance(out, tuple | list) else [out]
+    before = map_tensors(decision, torch.clone)
+    new = [old if is_decision(old) else leaf for leaf, old in zip(leaves, before, strict=True)]
+    return type(out)(new) if isinstance(out, tuple | list) else new[0]

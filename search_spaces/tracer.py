@@ -7,7 +7,7 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.numbers import numbers
+from autoprune.search_spaces.types import IntArray
 
-_ATTRIBUTE = "_autoprune_labels"
+_ATTRIBUTE, _POSITIONS = "_autoprune_labels", "_autoprune_positions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +54,17 @@ class Op:
 
 @dataclass(slots=True)
 class Trace:
-    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`)."""
+    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`).
+
+    `decisions`: index of an op -> the integers, bools and numbers it made of real floats (what passes a threshold,
+    which values are largest): code may take its path and its sizes from them. None on meta, which has no values.
+    """
 
     ops: list[Op] = field(default_factory=list)
     storages: list[TensorSpec] = field(default_factory=list)
     alive: list[tuple[int, ...]] = field(default_factory=list)
     unknown_ops: dict[str, str] = field(default_factory=dict)
+    decisions: dict[int, list[Any]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -129,6 +135,17 @@ class Tracer(TorchDispatchMode):
         self._filled[path] += 1
         return self.parameters.get(f"{path}: {self._filled[path]} {tuple(tensor.shape)}", tensor)
 
+    def pin_if_used(self, tensor: Tensor, atoms: IntArray) -> None:
+        """`tensor` holds positions among `atoms`: once an op or the caller gets it, all of them must stay."""
+        setattr(tensor, _POSITIONS, atoms)
+
+    def use(self, given: Iterable[Tensor]) -> None:
+        """Pin what the tensors given hold positions of."""
+        for tensor in given:
+            atoms = getattr(tensor, _POSITIONS, None)
+            if atoms is not None:
+                self.ties.pin(atoms, "its positions are used as numbers")
+
     def count_macs(self, *factors: int | Field) -> None:
         """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""
         self._macs.append(factors)
@@ -142,13 +159,16 @@ class Tracer(TorchDispatchMode):
 
         kwargs = kwargs or {}
         specs = map_tensors((args, kwargs), self._spec)
+        given = {t.untyped_storage()._cdata for t in tensors((args, kwargs))}
         out = self.execute(func, args, kwargs)
         self.ties.module, self.ties.op = self.paths.running[-1], str(func)
         self._macs = []
         if not apply_rule(self, func, args, kwargs, out):
             self.trace.unknown_ops.setdefault(str(func), self.paths.running[-1])
         outputs = tuple(tensors(out))
-        self._record_storages({t.untyped_storage()._cdata for t in tensors((args, kwargs))}, outputs)
+        if decides((args, kwargs), out):
+            self.trace.decisions[len(self.trace.ops)] = map_tensors(_leaves(out), torch.clone)
+        self._record_storages(given, outputs)
         self.trace.ops.append(
             Op(
                 func,
@@ -221,6 +241,25 @@ def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping
     """Call the model under the tracer, without gradients; returns its output."""
     with plain_kernels(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
+
+
+def decides(inputs: Any, out: Any) -> bool:
+    """Did an op make integers, bools or a number of real floats?"""
+    given = list(tensors(inputs))
+    return (
+        any(t.is_floating_point() for t in given)
+        and not any(t.is_meta for t in given)
+        and any(is_decision(leaf) for leaf in _leaves(out))
+    )
+
+
+def is_decision(leaf: Any) -> bool:
+    """Is one of an op's outputs not a tensor of floats?"""
+    return not (isinstance(leaf, Tensor) and leaf.is_floating_point()) and leaf is not None
+
+
+def _leaves(out: Any) -> list[Any]:
+    return list(out) if isinstance(out, tuple | list) else [out]
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from autoprune.search_spaces.rules import contraction, elementwise, norm, shape, spatial, windows
+from autoprune.search_spaces.rules import contraction, elementwise, index, norm, shape, spatial, windows
 from autoprune.search_spaces.rules.registry import ALWAYS, RULES, Rule
 from autoprune.search_spaces.tracer import Tracer, tensors
 
-__all__ = ["apply_rule", "contraction", "elementwise", "norm", "shape", "spatial", "windows"]
+__all__ = ["apply_rule", "contraction", "elementwise", "index", "norm", "shape", "spatial", "windows"]
 
 
 def find_rule(func: torch._ops.OpOverload) -> Rule | None:
@@ -29,6 +29,7 @@ def find_rule(func: torch._ops.OpOverload) -> Rule | None:
 def apply_rule(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> bool:
     """Apply the rule; False where there is none and labelled inputs were pinned for it."""
     inputs = list(tensors((args, kwargs)))
+    tracer.use(inputs)
     rule = find_rule(func)
     if rule not in ALWAYS and not any(map(tracer.labels, inputs)):
         return True  # nothing prunable comes in: outputs are constants

@@ -143,6 +143,8 @@ def statistic(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
         f = field_at(tracer.labels(x), dim)
         if f is not None:
             tracer.ties.mark_inexact(f.atoms)
+            for positions in (t for t in tensors(out) if not t.is_floating_point()):  # max and min give them, too
+                tracer.pin_if_used(positions, f.atoms.ravel())
     for tensor in tensors(out):
         tracer.assign(tensor, _reduce(tracer, x, gone, tensor, allowed=True))
 

@@ -198,22 +198,6 @@ def stack(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Te
     tracer.assign(out, tuple(Field(tuple(d + (d >= dim) for d in f.dims), f.atoms) for f in labels))
 
 
-@rule("index", "index_select")
-def index(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
-    """Positions of one dimension looked up by a tensor: that dimension stays whole, others pass."""
-    x, indices = args[0], args[1]
-    if not isinstance(indices, list | tuple):  # index_select(x, dim, index)
-        indices = [None] * (indices % x.dim()) + [args[2]]
-    dims = [d for d, i in enumerate(indices) if i is not None]
-    labels = tracer.labels(x)
-    if len(dims) > 1 or indices[dims[0]].dtype in (torch.bool, torch.uint8):
-        tracer.assign(out, tracer.ties.pin_fields(labels, "looked up by several indices or a mask"))
-        return
-    labels = drop_axis(tracer, labels, dims[0], "looked up by index")
-    added = out.dim() - x.dim()
-    tracer.assign(out, tuple(Field(tuple(d + added * (d > dims[0]) for d in f.dims), f.atoms) for f in labels))
-
-
 @rule("gather")
 def gather(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
     """Positions of one dimension looked up by an index per element: that dimension stays whole, others unite."""

@@ -19,7 +19,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 continue
             if "var" in name:
                 tensor.uniform_(0.5, 2, generator=generator)
-            elif tensor.dim() == 1:
+            elif tensor.dim() <= 1:
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.5 + ("weight" in name))
             else:
                 fan_in = tensor[0].numel()
