@@ -198,14 +198,15 @@ class SearchSpace:
     def kept_indices(self, kept_units: Sequence[IntArray]) -> dict[str, tuple[IntArray | None, ...]]:
         """As `kept`, from kept unit indices per group."""
         keep = self.keep_mask(kept_units)
+        found: dict[int, IntArray | None] = {}  # many tensors share one array of components, and so of indices
         result: dict[str, tuple[IntArray | None, ...]] = {}
-        for name, places in self._cuttable.items():
-            rank, dims = places
+        for name, (rank, dims) in self._cuttable.items():
             indices: list[IntArray | None] = [None] * rank
             for dim, component in dims:
-                mask = keep[component]
-                if not mask.all():
-                    indices[dim] = np.flatnonzero(mask)
+                if id(component) not in found:
+                    kept = np.flatnonzero(keep[component])
+                    found[id(component)] = kept if len(kept) < len(component) else None
+                indices[dim] = found[id(component)]
             if any(i is not None for i in indices):
                 result[name] = tuple(indices)
         return result
@@ -280,15 +281,19 @@ class SearchSpace:
 
     @cached_property
     def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:
-        """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink."""
-        component, group_of = self._grouping.solution.component, self._grouping.group_of
+        """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink.
+
+        Equal arrays of components are one array.
+        """
+        grouping = self._grouping
+        arrays: dict[bytes, IntArray] = {}
         result = {}
         for name, tensor in surgery.named_tensors(self.model).items():
-            dims = [
-                (f.dims[0], component[f.atoms])
-                for f in self._parameters.get(name, ())
-                if (group_of[component[f.atoms]] >= 0).any()
-            ]
+            dims = []
+            for f in self._parameters.get(name, ()):
+                component = grouping.solution.component[f.atoms]
+                if (grouping.group_of[component] >= 0).any():
+                    dims.append((f.dims[0], arrays.setdefault(component.tobytes(), component)))
             if dims:
                 result[name] = (tensor.dim(), dims)
         return result
