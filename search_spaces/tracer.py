@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoprune.search_spaces import meta
 from autoprune.search_spaces.labels import Field, Labels, Ties
 
 _ATTRIBUTE = "_autoprune_labels"
@@ -145,7 +146,7 @@ class Tracer(TorchDispatchMode):
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the op; a subclass may run it differently."""
-        return func(*args, **kwargs)
+        return meta.call(func, args, kwargs)
 
     def finish(self, args: tuple[Any, ...], out: Any) -> Any:
         """Last word on the labelled outputs of an op called with `args`."""
