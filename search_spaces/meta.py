@@ -42,17 +42,15 @@ def _plain(*tensors: Any) -> bool:
 
 def _pointwise(x: Tensor, *others: Any, **options: Any) -> Tensor | None:
     """One tensor and numbers, or a second tensor that broadcasts to the first."""
-    if not _plain(x):
+    if any(isinstance(y, complex) for y in others):
         return None
-    for y in others:
-        if isinstance(y, Tensor):
-            if not _plain(x, y) or y.dim() > x.dim() or not x.dim():
-                return None
-            if any(b not in (1, a) for a, b in zip(x.shape[x.dim() - y.dim() :], y.shape, strict=True)):
-                return None
-        elif isinstance(y, complex):
-            return None
-    return x.new_empty(x.shape)
+    second = [y for y in others if isinstance(y, Tensor)]
+    if not second:
+        order = sorted(range(x.dim()), key=x.stride, reverse=True)  # the output lies in memory as x does
+        return torch.empty_permuted(x.shape, order, dtype=x.dtype, device="meta") if _plain(x.permute(order)) else None
+    shapes = zip(reversed(x.shape), reversed(second[0].shape), strict=False)
+    fits = second[0].dim() <= x.dim() and all(b in (1, a) for a, b in shapes)
+    return x.new_empty(x.shape) if fits and x.dim() and _plain(x, *second) else None
 
 
 def _norm(x: Tensor, size: Sequence[int], parameters: Sequence[Tensor | None], *statistics: int) -> Any:
