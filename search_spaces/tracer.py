@@ -50,11 +50,17 @@ class Op:
 
 @dataclass(slots=True)
 class Trace:
-    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`)."""
+    """What one run left: the ops in order, and every storage that an op allocated.
+
+    Attributes:
+        births: per storage, the moment at which it is allocated: moments count the ops that allocate anything.
+        deaths: storage -> the first moment at which it is gone; those that outlive the run are not in it.
+    """
 
     ops: list[Op] = field(default_factory=list)
     storages: list[TensorSpec] = field(default_factory=list)
-    alive: list[tuple[int, ...]] = field(default_factory=list)
+    births: list[int] = field(default_factory=list)
+    deaths: dict[int, int] = field(default_factory=dict)
     unknown_ops: dict[str, str] = field(default_factory=dict)
 
 
@@ -156,6 +162,8 @@ class Tracer(TorchDispatchMode):
         return TensorSpec(tuple(tensor.shape), tensor.dtype, self.labels(tensor))
 
     def _record_storages(self, given: set[int], outputs: Sequence[Tensor]) -> None:
+        trace = self.trace
+        moment = trace.births[-1] + 1 if trace.births else 0
         fresh = False  # a storage that came in but is not known belongs to an input or a parameter
         for tensor in outputs:
             storage = tensor.untyped_storage()
@@ -163,12 +171,14 @@ class Tracer(TorchDispatchMode):
             known = self._live.get(key)
             if (known is None or known[1].expired()) and tensor.numel() and key not in given:
                 if not fresh:
-                    self._live = {k: v for k, v in self._live.items() if not v[1].expired()}
-                self._live[key] = (len(self.trace.storages), StorageWeakRef(storage))
-                self.trace.storages.append(self._spec(tensor))
-                fresh = True
-        if fresh:
-            self.trace.alive.append(tuple(index for index, _ in self._live.values()))
+                    gone = [(k, index) for k, (index, reference) in self._live.items() if reference.expired()]
+                    for k, index in gone:
+                        del self._live[k]
+                        trace.deaths[index] = moment
+                    fresh = True
+                self._live[key] = (len(trace.storages), StorageWeakRef(storage))
+                trace.storages.append(self._spec(tensor))
+                trace.births.append(moment)
 
 
 @contextmanager
