@@ -23,7 +23,7 @@ from autoprune.search_spaces.costs import CostFunctions
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.groups import Grouping, collect_fields, count_fields, make_groups
 from autoprune.search_spaces.importance import get_criterion
-from autoprune.search_spaces.labels import Labels, Ties
+from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.projection import project
 from autoprune.search_spaces.proof import failing_groups
 from autoprune.search_spaces.runs import trace_model
@@ -52,6 +52,7 @@ class SearchSpace:
         grouping: Grouping,
         parameters: Mapping[str, Labels],
         traces: Sequence[Trace],
+        fields: Sequence[Field],
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
@@ -61,10 +62,7 @@ class SearchSpace:
         self._grouping = grouping
         self._parameters = parameters
         self._trace = traces[0]
-        fields = collect_fields(traces, parameters)
         self.counts = count_fields(grouping, fields)
-        tensors = {name: (tuple(p.shape), parameters.get(name, ())) for name, p in model.named_parameters()}
-        self._cost_functions = CostFunctions(self.counts, traces[0], tensors)
         self._added_costs: dict[str, CostModel] = {}
         self._rankings: dict[str, list[IntArray]] = {}
         widest = max((len(g.levels) for g in self.groups), default=1)
@@ -145,6 +143,12 @@ class SearchSpace:
         if isinstance(candidate, np.ndarray) and candidate.ndim == 2:
             return Costs(*values)
         return Costs(*(int(v[0]) for v in values))
+
+    @cached_property
+    def _cost_functions(self) -> CostFunctions:
+        parameters = self.model.named_parameters()
+        tensors = {name: (tuple(p.shape), self._parameters.get(name, ())) for name, p in parameters}
+        return CostFunctions(self.counts, self._trace, tensors)
 
     def positions(self, units: IntArray) -> IntArray:
         """Kept positions of every distinct field, for kept units [n, G]: [n, fields + 1], the last column 1."""
@@ -235,8 +239,16 @@ class SearchSpace:
 
     def tensors_of(self, index: int) -> list[str]:
         """Names of the parameters and buffers that a group cuts."""
-        group_of = self._grouping.group_of
-        return [n for n, (_, dims) in self._cuttable.items() if any((group_of[c] == index).any() for _, c in dims)]
+        return self._tensors_of[index]
+
+    @cached_property
+    def _tensors_of(self) -> list[list[str]]:
+        names: list[list[str]] = [[] for _ in self.groups]
+        for name, (_, dims) in self._cuttable.items():
+            for index in np.unique(np.concatenate([self._grouping.group_of[component] for _, component in dims])):
+                if index >= 0:
+                    names[index].append(name)
+        return names
 
     def attributes(self, candidate: Candidate) -> list[tuple[str, str, Any]]:
         """(module path, attribute, value) that surgery sets beside the tensors."""
@@ -338,7 +350,12 @@ def trace(
     while True:
         grouping = make_groups(ties, ties.solve(), traced.parameters, fields, align=align, max_levels=max_levels)
         space = SearchSpace(
-            model, (args, kwargs), grouping=grouping, parameters=traced.parameters, traces=traced.traces
+            model,
+            (args, kwargs),
+            grouping=grouping,
+            parameters=traced.parameters,
+            traces=traced.traces,
+            fields=fields,
         )
         failing = failing_groups(space, traced)
         if not failing:
