@@ -59,16 +59,18 @@ class Sums:
 
     def __init__(self, counts: Counts, products: Iterable[Sequence[int | Field]], weights: Any) -> None:
         listed = Products(counts, products)
-        constants, rows = listed.constants, listed.rows
-        # one row per distinct count that varies; all that do not are row 0, a one, and part of the constant
-        table = np.pad(np.column_stack([counts.fixed, counts.per_unit]), ((0, 1), (0, 0)))
-        table[-1, 0] = 1
-        varies = np.count_nonzero(table[:, 1:], axis=1) > 0
-        constants = constants * np.where(varies[rows], 1, table[rows, 0]).prod(1)
-        table[~varies] = np.eye(1, table.shape[1], dtype=np.int64)
-        used, rows = np.unique(rows, return_inverse=True)
-        distinct, same = np.unique(table[used], axis=0, return_inverse=True)
-        factors = np.sort(same.reshape(-1)[rows.reshape(listed.rows.shape)], axis=1)
+        used, rows = np.unique(listed.rows, return_inverse=True)
+        rows = rows.reshape(listed.rows.shape)
+        # one row per distinct count that varies; all that do not are one row, a one, and part of the constant
+        fixed = np.append(counts.fixed, 1)[used]
+        per_unit = np.zeros((len(used), counts.per_unit.shape[1]), np.int64)
+        inside = used < len(counts.fixed)
+        per_unit[inside] = counts.per_unit[used[inside]].toarray()
+        varies = np.count_nonzero(per_unit, axis=1) > 0
+        constants = listed.constants * np.where(varies, 1, fixed)[rows].prod(1)
+        table = np.column_stack([np.where(varies, fixed, 1), per_unit])
+        distinct, same = np.unique(table, axis=0, return_inverse=True)
+        factors = np.sort(same.reshape(-1)[rows], axis=1)
         factors, place = np.unique(factors, axis=0, return_inverse=True)
         merge = csr_array((constants, (np.arange(len(constants)), place.reshape(-1))), (len(constants), len(factors)))
         self._fixed, self._per_unit = distinct[:, :1], csr_array(distinct[:, 1:])
@@ -102,9 +104,7 @@ class CostFunctions:
 
     def positions(self, units: IntArray) -> IntArray:
         """Kept positions of every field, with a column of ones behind them: [n, groups] -> [n, fields + 1]."""
-        # float64 products of small integers are exact and use BLAS, integer ones do not
-        varying = units.astype(np.float64) @ self._counts.per_unit.T.astype(np.float64)
-        positions = varying.astype(np.int64) + self._counts.fixed
+        positions = (self._counts.per_unit @ units.T).T + self._counts.fixed
         return np.concatenate([positions, np.ones((len(units), 1), np.int64)], axis=1)
 
     def __call__(self, name: str, units: IntArray) -> IntArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from autoprune.search_spaces.labels import Field, Labels, Solution, Ties
 from autoprune.search_spaces.tracer import TensorSpec, Trace, map_specs
@@ -17,11 +18,12 @@ from autoprune.search_spaces.types import Frozen, Group, IntArray
 class Counts:
     """Kept positions of every distinct field as a linear function of kept units: ``fixed + per_unit @ units``.
 
-    `index` finds a field's row by its atoms.
+    `per_unit` is sparse, [fields, groups], and without zeros: most fields belong to one group. `index` finds a field's
+    row by its atoms.
     """
 
     fixed: IntArray
-    per_unit: IntArray
+    per_unit: csr_array
     index: dict[bytes, int]
 
     def row(self, f: Field) -> int:
@@ -100,11 +102,10 @@ def make_groups(
     """
     component = solution.component
     num = len(solution.pinned)
-    rng = np.random.default_rng(0)
+    keys = np.random.default_rng(0).integers(1, 2**63, len(fields), dtype=np.uint64)
+    row, atoms = _all_atoms(fields)
     signature = np.zeros(num, np.uint64)
-    for f in fields:
-        key = rng.integers(1, 2**63, dtype=np.uint64)
-        signature += np.bincount(component[f.atoms.ravel()], minlength=num).astype(np.uint64) * key
+    np.add.at(signature, component[atoms], keys[row])
 
     # first atom of every component, and the parameter dimension that owns it
     _, first_atom = np.unique(component, return_index=True)
@@ -150,17 +151,21 @@ def make_groups(
 def count_fields(grouping: Grouping, fields: Sequence[Field]) -> Counts:
     """Kept positions per field as a function of kept units; units of a group occur equally often, by signature."""
     sizes = np.array([g.num_units for g in grouping.groups], np.int64)
-    group_of_atom = grouping.group_of[grouping.solution.component]
-    fixed = np.zeros(len(fields), np.int64)
-    per_unit = np.zeros((len(fields), len(sizes)), np.int64)
-    for row, f in enumerate(fields):
-        group, positions = np.unique(group_of_atom[f.atoms], return_counts=True)
-        varies = group >= 0
-        fixed[row] = positions[~varies].sum()
-        group, positions = group[varies], positions[varies]
-        per_unit[row, group] = positions // sizes[group]
-        assert not (positions % sizes[group]).any()
+    row, atoms = _all_atoms(fields)
+    group = grouping.group_of[grouping.solution.component[atoms]]
+    varies = group >= 0
+    fixed = np.bincount(row[~varies], minlength=len(fields))
+    ones = np.ones(np.count_nonzero(varies), np.int64)
+    per_unit = csr_array((ones, (row[varies], group[varies])), (len(fields), len(sizes)))  # what recurs is added up
+    assert not (per_unit.data % sizes[per_unit.indices]).any()
+    per_unit.data //= sizes[per_unit.indices]
     return Counts(fixed, per_unit, {f.atoms.tobytes(): row for row, f in enumerate(fields)})
+
+
+def _all_atoms(fields: Sequence[Field]) -> tuple[IntArray, IntArray]:
+    """The atoms of all fields, and the field of each."""
+    row = np.repeat(np.arange(len(fields)), [f.atoms.size for f in fields])
+    return row, np.concatenate([np.empty(0, np.int64), *(f.atoms.ravel() for f in fields)])
 
 
 class _Owners:

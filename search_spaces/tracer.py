@@ -6,6 +6,7 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -209,25 +210,48 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection, so that how long storages live does not depend on when it happens."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call the model under the tracer, without gradients; returns its output."""
-    with plain_kernels(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
+    with plain_kernels(), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
 
 
 def tensors(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, dicts, dataclasses and model-output objects."""
+    found: list[Tensor] = []
+    _collect(tree, found)
+    return iter(found)
+
+
+_LEAVES = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format))
+
+
+def _collect(tree: Any, found: list[Tensor]) -> None:
+    if type(tree) in _LEAVES:
+        return
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
+        found.append(tree)
     elif isinstance(tree, tuple | list):
         for value in tree:
-            yield from tensors(value)
+            _collect(value, found)
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            _collect(value, found)
     elif hasattr(tree, "__dataclass_fields__"):
         for name in tree.__dataclass_fields__:
-            yield from tensors(getattr(tree, name))
+            _collect(getattr(tree, name), found)
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -241,6 +265,8 @@ def map_specs(tree: Any, function: Callable[[TensorSpec], Any]) -> Any:
 
 
 def _map(tree: Any, leaf: type, function: Callable[[Any], Any]) -> Any:
+    if type(tree) in _LEAVES:
+        return tree
     if isinstance(tree, leaf):
         return function(tree)
     if isinstance(tree, dict):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from autoprune.search_spaces.costs import Sums, memory_changes
 from autoprune.search_spaces.groups import Counts
@@ -38,7 +39,7 @@ def test_sums_are_sums_of_products(seed: int) -> None:
     per_unit[5] = per_unit[2]
     fixed = rng.integers(0, 4, 8)
     fixed[5] = fixed[2]
-    counts = Counts(fixed, per_unit, {f.atoms.tobytes(): i for i, f in enumerate(fields)})
+    counts = Counts(fixed, csr_array(per_unit), {f.atoms.tobytes(): i for i, f in enumerate(fields)})
     products = [
         [int(rng.integers(1, 9)), *(fields[i] for i in rng.integers(0, 8, rng.integers(0, 4)))] for _ in range(12)
     ]
