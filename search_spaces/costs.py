@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from autoprune.search_spaces.groups import Counts
 from autoprune.search_spaces.labels import Field, Labels
 from autoprune.search_spaces.tracer import TensorSpec, Trace
 from autoprune.search_spaces.types import IntArray
 
-_CHUNK = 8192
-"""Candidates evaluated at once; bounds the working memory."""
+_CHUNK = 2048
+"""Candidates evaluated at once: what is computed of them stays in the cache."""
 
 
 class Products:
@@ -40,21 +41,49 @@ class Products:
         self.constants = np.array(constants, np.int64)
         self.rows = np.array([r + [one] * (width - len(r)) for r in rows], np.int64).reshape(len(rows), width)
 
-    def merged(self) -> Products:
-        """Products of the same counts added up: for sums, where each alone is not needed."""
-        unique, inverse = np.unique(self.rows, axis=0, return_inverse=True)
-        merged = object.__new__(Products)
-        merged.rows = unique
-        merged.constants = np.zeros(len(unique), np.int64)
-        np.add.at(merged.constants, inverse.reshape(-1), self.constants)
-        return merged
-
     def __call__(self, positions: IntArray) -> IntArray:
         """`positions` [n, fields + 1] (the last column 1) -> values [n, products]."""
         values = np.broadcast_to(self.constants, (len(positions), len(self.constants)))
         for column in self.rows.T:
             values = values * positions[:, column]
         return values
+
+
+class Sums:
+    """Sums of products for many candidates at once; equal products are computed once, constant factors never.
+
+    Args:
+        products: as those of `Products`.
+        weights: how often each sum counts each product, [sums, products].
+    """
+
+    def __init__(self, counts: Counts, products: Iterable[Sequence[int | Field]], weights: Any) -> None:
+        listed = Products(counts, products)
+        used, rows = np.unique(listed.rows, return_inverse=True)
+        rows = rows.reshape(listed.rows.shape)
+        # one row per distinct count that varies; all that do not are one row, a one, and part of the constant
+        fixed = np.append(counts.fixed, 1)[used]
+        per_unit = np.zeros((len(used), counts.per_unit.shape[1]), np.int64)
+        inside = used < len(counts.fixed)
+        per_unit[inside] = counts.per_unit[used[inside]].toarray()
+        varies = np.count_nonzero(per_unit, axis=1) > 0
+        constants = listed.constants * np.where(varies, 1, fixed)[rows].prod(1)
+        table = np.column_stack([np.where(varies, fixed, 1), per_unit])
+        distinct, same = np.unique(table, axis=0, return_inverse=True)
+        factors = np.sort(same.reshape(-1)[rows], axis=1)
+        factors, place = np.unique(factors, axis=0, return_inverse=True)
+        merge = csr_array((constants, (np.arange(len(constants)), place.reshape(-1))), (len(constants), len(factors)))
+        self._fixed, self._per_unit = distinct[:, :1], csr_array(distinct[:, 1:])
+        self._factors, self._weights = factors.T, csr_array(weights) @ merge
+
+    def __call__(self, units: IntArray) -> IntArray:
+        """Kept units [n, groups] -> sums [sums, n]."""
+        counts = self._per_unit @ units.T + self._fixed
+        values = np.ones((self._factors.shape[1], len(units)), np.int64)
+        for row in self._factors:
+            values *= counts[row]
+        sums: IntArray = self._weights @ values
+        return sums
 
 
 class CostFunctions:
@@ -64,16 +93,18 @@ class CostFunctions:
 
     def __init__(self, counts: Counts, trace: Trace, parameters: Mapping[str, tuple[tuple[int, ...], Labels]]) -> None:
         self._counts = counts
-        self._macs = Products(counts, (product for op in trace.ops for product in op.macs)).merged()
-        self._params = Products(counts, (numel(shape, labels) for shape, labels in parameters.values())).merged()
-        self._storages = Products(counts, ((s.dtype.itemsize, *numel(s.shape, s.labels)) for s in trace.storages))
-        self._alive = _alive_matrix(trace)
+        macs = [product for op in trace.ops for product in op.macs]
+        params = [numel(shape, labels) for shape, labels in parameters.values()]
+        storages = [(s.dtype.itemsize, *spec_numel(s)) for s in trace.storages]
+        self._sums = {
+            "macs": Sums(counts, macs, np.ones((1, len(macs)), np.int64)),
+            "params": Sums(counts, params, np.ones((1, len(params)), np.int64)),
+            "memory": Sums(counts, storages, memory_changes(trace.births, trace.deaths)),
+        }
 
     def positions(self, units: IntArray) -> IntArray:
         """Kept positions of every field, with a column of ones behind them: [n, groups] -> [n, fields + 1]."""
-        # float64 products of small integers are exact and use BLAS, integer ones do not
-        varying = units.astype(np.float64) @ self._counts.per_unit.T.astype(np.float64)
-        positions = varying.astype(np.int64) + self._counts.fixed
+        positions = (self._counts.per_unit @ units.T).T + self._counts.fixed
         return np.concatenate([positions, np.ones((len(units), 1), np.int64)], axis=1)
 
     def __call__(self, name: str, units: IntArray) -> IntArray:
@@ -83,13 +114,10 @@ class CostFunctions:
         )
 
     def _evaluate(self, name: str, units: IntArray) -> IntArray:
-        positions = self.positions(units)
-        total: IntArray
-        if name == "memory":
-            sums = self._storages(positions).astype(np.float64) @ self._alive.T
-            total = sums.max(1, initial=0).astype(np.int64)
-        else:
-            total = (self._macs if name == "macs" else self._params)(positions).sum(1)
+        sums = self._sums[name](units)
+        if name == "memory":  # what is alive is the sum of all changes so far
+            sums = sums.cumsum(0).max(0, keepdims=True, initial=0)
+        total: IntArray = sums[0]
         return total
 
 
@@ -104,14 +132,18 @@ def spec_numel(spec: TensorSpec) -> list[int | Field]:
     return numel(spec.shape, spec.labels)
 
 
-def _alive_matrix(trace: Trace) -> NDArray[np.float64]:
-    """[moments, storages], 1 where alive; moments whose storages are all alive at a neighbouring one are left out."""
-    sets = [frozenset(alive) for alive in trace.alive]
-    largest = [
-        s for i, s in enumerate(sets)
-        if not (i + 1 < len(sets) and s <= sets[i + 1]) and not (i and s < sets[i - 1])
-    ]  # fmt: skip
-    matrix = np.zeros((len(largest), len(trace.storages)))
-    for row, alive in enumerate(largest):
-        matrix[row, list(alive)] = 1
-    return matrix
+def memory_changes(births: Sequence[int], deaths: Mapping[int, int]) -> csr_array:
+    """What becomes alive (1) and what is gone (-1) from one local peak to the next, [peaks, storages].
+
+    Memory falls only where something dies, so the moments before deaths, and the last one, are the local peaks. One
+    entry per birth and death: a table of what is alive would grow with the square of the depth.
+
+    Args:
+        births, deaths: as in `Trace`.
+    """
+    died = np.array(list(deaths.values()), np.int64)
+    falls = np.unique(died)
+    peaks = np.searchsorted(falls, np.concatenate([np.array(births, np.int64), died]), side="right")
+    storages = np.concatenate([np.arange(len(births)), np.array(list(deaths), np.int64)])
+    signs = np.repeat([1, -1], [len(births), len(deaths)])
+    return csr_array((signs, (peaks, storages)), (len(falls) + 1, len(births)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from autoprune.search_spaces.labels import Field, Labels, Solution, Ties
 from autoprune.search_spaces.tracer import TensorSpec, Trace, map_specs
@@ -18,11 +19,12 @@ from autoprune.search_spaces.types import Frozen, Group, IntArray
 class Counts:
     """Kept positions of every distinct field as a linear function of kept units: ``fixed + per_unit @ units``.
 
-    `index` finds a field's row by its atoms.
+    `per_unit` is sparse, [fields, groups], and without zeros: most fields belong to one group. `index` finds a field's
+    row by its atoms.
     """
 
     fixed: IntArray
-    per_unit: IntArray
+    per_unit: csr_array
     index: dict[bytes, int]
 
     def row(self, f: Field) -> int:
@@ -139,6 +141,7 @@ def make_levels(num_units: int, positions: int, align: int, max_levels: int) -> 
 def collect_fields(traces: Sequence[Trace], parameters: Mapping[str, Labels]) -> list[Field]:
     """Each distinct field (by its atoms) of parameters, of ops and of storages, once."""
     found: dict[bytes, Field] = {}
+    seen: set[int] = set()  # most fields are the array of another one
     all_labels: list[Labels] = [*parameters.values()]
     specs: list[TensorSpec] = []
     for trace in traces:
@@ -148,7 +151,9 @@ def collect_fields(traces: Sequence[Trace], parameters: Mapping[str, Labels]) ->
             all_labels += [tuple(s for s in product if isinstance(s, Field)) for product in op.macs]
     for labels in (*all_labels, *(spec.labels for spec in specs)):
         for f in labels:
-            found.setdefault(f.atoms.tobytes(), f)
+            if id(f.atoms) not in seen:
+                seen.add(id(f.atoms))
+                found.setdefault(f.atoms.tobytes(), f)
     return list(found.values())
 
 
@@ -169,26 +174,26 @@ def make_groups(
     """
     component = solution.component
     num = len(solution.pinned)
-    rng = np.random.default_rng(0)
+    row, atoms = _all_atoms([*(f.atoms for f in fields), *ties.sides])
+    keys = np.random.default_rng(0).integers(1, 2**63, len(fields) + len(ties.sides), dtype=np.uint64)
     signature = np.zeros(num, np.uint64)
-    for atoms in (*(f.atoms.ravel() for f in fields), *ties.sides):
-        key = rng.integers(1, 2**63, dtype=np.uint64)
-        signature += np.bincount(component[atoms], minlength=num).astype(np.uint64) * key
+    np.add.at(signature, component[atoms], keys[row])
 
     # first atom of every component, and the parameter dimension that owns it
     _, first_atom = np.unique(component, return_index=True)
-    owners = _Owners(parameters)
+    owners = _Owners(parameters, ties.produced_atoms, component)
+    reasons = _Reasons(ties, component)
+    names: set[str] = set()
     prunable = solution.produced & ~solution.pinned
     group_of = np.full(num, -1, np.int64)
     unit_of = np.full(num, -1, np.int64)
     groups: list[Group] = []
     frozen: list[Frozen] = []
     for components in _by_signature(signature, np.flatnonzero(solution.produced), first_atom):
-        producers = owners.producers(ties, component, components[0])
+        producers = owners.producers(components[0])
         name = producers[0].rpartition(".")[0] or producers[0]
         if not prunable[components[0]]:
-            pin = _first_pin(ties, component, components)
-            frozen.append(Frozen(name, len(components), pin.reason, pin.module, pin.op))
+            frozen.append(Frozen(name, len(components), *reasons.of(components)))
         elif len(components) == 1:
             frozen.append(Frozen(name, 1, "one unit only, all its channels are tied", name, ""))
         else:
@@ -196,9 +201,11 @@ def make_groups(
             levels = make_levels(len(components), positions, align, max_levels)
             group_of[components] = len(groups)
             unit_of[components] = np.arange(len(components))
+            name = _unique(name, names)
+            names.add(name)
             groups.append(
                 Group(
-                    name=_unique(name, [g.name for g in groups]),
+                    name=name,
                     kind="channels",
                     num_units=len(components),
                     levels=tuple(level for level in levels if level > 1 or not solution.two[components].any()),
@@ -218,21 +225,27 @@ def make_groups(
 def count_fields(grouping: Grouping, fields: Sequence[Field]) -> Counts:
     """Kept positions per field as a function of kept units; units of a group occur equally often, by signature."""
     sizes = np.array([g.num_units for g in grouping.groups], np.int64)
-    fixed = np.zeros(len(fields), np.int64)
-    per_unit = np.zeros((len(fields), len(sizes)), np.int64)
-    for row, f in enumerate(fields):
-        group = grouping.group_of[grouping.solution.component[f.atoms.ravel()]]
-        positions = np.bincount(group[group >= 0], minlength=len(sizes))
-        fixed[row] = np.count_nonzero(group < 0)
-        per_unit[row] = positions // sizes
-        assert np.array_equal(per_unit[row] * sizes, positions)
+    row, atoms = _all_atoms([f.atoms for f in fields])
+    group = grouping.group_of[grouping.solution.component[atoms]]
+    varies = group >= 0
+    fixed = np.bincount(row[~varies], minlength=len(fields))
+    ones = np.ones(np.count_nonzero(varies), np.int64)
+    per_unit = csr_array((ones, (row[varies], group[varies])), (len(fields), len(sizes)))  # what recurs is added up
+    assert not (per_unit.data % sizes[per_unit.indices]).any()
+    per_unit.data //= sizes[per_unit.indices]
     return Counts(fixed, per_unit, {f.atoms.tobytes(): row for row, f in enumerate(fields)})
+
+
+def _all_atoms(arrays: Sequence[IntArray]) -> tuple[IntArray, IntArray]:
+    """The atoms of all arrays, and the array of each."""
+    row = np.repeat(np.arange(len(arrays)), [atoms.size for atoms in arrays])
+    return row, np.concatenate([np.empty(0, np.int64), *(atoms.ravel() for atoms in arrays)])
 
 
 class _Owners:
     """Finds the parameter dimension of an atom; parameter atoms are consecutive."""
 
-    def __init__(self, parameters: Mapping[str, Labels]) -> None:
+    def __init__(self, parameters: Mapping[str, Labels], produced: IntArray, component: IntArray) -> None:
         spans = [(int(f.atoms[0]), name, f.atoms) for name, labels in parameters.items() for f in labels]
         spans.sort(key=lambda span: span[0])
         self.starts = np.array([start for start, _, _ in spans])
@@ -240,12 +253,14 @@ class _Owners:
         self.atoms: dict[str, list[IntArray]] = {}
         for _, name, atoms in spans:
             self.atoms.setdefault(name, []).append(atoms)
+        produced = np.unique(produced)
+        self.produced = produced[np.argsort(component[produced], kind="stable")]
+        self.components = component[self.produced]  # ascending, so that those of one component are found at once
 
-    def producers(self, ties: Ties, component: IntArray, of: int) -> tuple[str, ...]:
+    def producers(self, of: int) -> tuple[str, ...]:
         """Names of the parameters whose rows make the units of a component, in order of execution."""
-        produced = ties.produced_atoms
-        mine = produced[component[produced] == of]
-        spans = np.searchsorted(self.starts, np.unique(mine), side="right") - 1
+        first, last = np.searchsorted(self.components, [of, of + 1])
+        spans = np.searchsorted(self.starts, self.produced[first:last], side="right") - 1
         return tuple(dict.fromkeys(self.names[i] for i in spans))
 
     def positions(self, component: IntArray, of: int, name: str) -> int:
@@ -256,28 +271,30 @@ class _Owners:
 def _by_signature(signature: NDArray[np.uint64], components: IntArray, first_atom: IntArray) -> list[IntArray]:
     """Components split by signature; groups and units in the order of their first atom."""
     ordered = components[np.argsort(first_atom[components], kind="stable")]
-    _, first, inverse = np.unique(signature[ordered], return_index=True, return_inverse=True)
-    split: list[IntArray] = [ordered[inverse == i] for i in np.argsort(first, kind="stable")]
-    return split
+    _, first, inverse, sizes = np.unique(signature[ordered], return_index=True, return_inverse=True, return_counts=True)
+    runs = np.split(ordered[np.argsort(inverse, kind="stable")], np.cumsum(sizes)[:-1])
+    return [runs[i] for i in np.argsort(first, kind="stable")]
 
 
-def _first_pin(ties: Ties, component: IntArray, components: IntArray) -> _Reason:
-    wanted = np.zeros(component.max() + 1, bool)
-    wanted[components] = True
-    for pin in ties.pins:
-        if wanted[component[pin.atoms]].any():
-            return _Reason(pin.reason, pin.module, pin.op)
-    return _Reason("tied to positions that stay", "", "")
+class _Reasons:
+    """Finds why components stay: the first pin that holds one of them."""
+
+    def __init__(self, ties: Ties, component: IntArray) -> None:
+        self.pins = ties.pins
+        self.first = np.full(len(component), len(ties.pins), np.int64)
+        for index in reversed(range(len(ties.pins))):
+            self.first[component[ties.pins[index].atoms]] = index
+
+    def of(self, components: IntArray) -> tuple[str, str, str]:
+        """Reason, module and op."""
+        index = self.first[components].min()
+        if index == len(self.pins):
+            return "tied to positions that stay", "", ""
+        pin = self.pins[index]
+        return pin.reason, pin.module, pin.op
 
 
-@dataclass(frozen=True, slots=True)
-class _Reason:
-    reason: str
-    module: str
-    op: str
-
-
-def _unique(name: str, taken: Sequence[str]) -> str:
+def _unique(name: str, taken: Set[str]) -> str:
     """A second group of the same layer gets a number: two pieces of one convolution, say."""
     return next(n for n in (name, *(f"{name}#{i}" for i in range(2, len(taken) + 3))) if n not in taken)
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoprune.search_spaces import meta
 from autoprune.search_spaces.labels import Field, field_at
 from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.rules.shape import slice_start
@@ -60,7 +61,7 @@ class ShapeCheck(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = meta.call(func, args, kwargs or {})
         name = func.overloadpacket.__name__
         if name in _COPIES:
             return out

@@ -24,7 +24,7 @@ from autoprune.search_spaces.costs import CostFunctions
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.groups import Grouping, collect_fields, count_fields, make_groups
 from autoprune.search_spaces.importance import get_criterion
-from autoprune.search_spaces.labels import Labels, Ties
+from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.projection import project
 from autoprune.search_spaces.proof import prove
 from autoprune.search_spaces.runs import trace_model
@@ -54,6 +54,7 @@ class SearchSpace:
         parameters: Mapping[str, Labels],
         traces: Sequence[Trace],
         sites: Sequence[Site],
+        fields: Sequence[Field],
     ) -> None:
         self.model = model
         self.example_inputs = example_inputs
@@ -65,10 +66,7 @@ class SearchSpace:
         self._sites = sites
         self._parameters = parameters
         self._trace = traces[0]
-        fields = collect_fields(traces, parameters)
         self.counts = count_fields(grouping, fields)
-        tensors = {name: (tuple(p.shape), parameters.get(name, ())) for name, p in model.named_parameters()}
-        self._cost_functions = CostFunctions(self.counts, traces[0], tensors)
         self._added_costs: dict[str, CostModel] = {}
         self._rankings: dict[str, list[IntArray]] = {}
         widest = max((len(g.levels) for g in self.groups), default=1)
@@ -150,6 +148,12 @@ class SearchSpace:
             return Costs(*values)
         return Costs(*(int(v[0]) for v in values))
 
+    @cached_property
+    def _cost_functions(self) -> CostFunctions:
+        parameters = self.model.named_parameters()
+        tensors = {name: (tuple(p.shape), self._parameters.get(name, ())) for name, p in parameters}
+        return CostFunctions(self.counts, self._trace, tensors)
+
     def positions(self, units: IntArray) -> IntArray:
         """Kept positions of every distinct field, for kept units [n, G]: [n, fields + 1], the last column 1."""
         return self._cost_functions.positions(units)
@@ -161,7 +165,7 @@ class SearchSpace:
     @cached_property
     def ops(self) -> tuple[Op, ...]:
         """The ATen calls of one forward pass, in order; their shapes are labelled where a cut can change them."""
-        varies = np.count_nonzero(self.counts.per_unit, axis=1) > 0
+        varies = np.diff(self.counts.per_unit.indptr) > 0
 
         def reduced(spec: TensorSpec) -> TensorSpec:
             return replace(spec, labels=tuple(f for f in spec.labels if varies[self.counts.row(f)]))
@@ -202,14 +206,15 @@ class SearchSpace:
     def kept_indices(self, kept_units: Sequence[IntArray]) -> dict[str, tuple[IntArray | None, ...]]:
         """As `kept`, from kept unit indices per group."""
         keep = self.keep_mask(kept_units)
+        found: dict[int, IntArray | None] = {}  # many tensors share one array of components, and so of indices
         result: dict[str, tuple[IntArray | None, ...]] = {}
-        for name, places in self._cuttable.items():
-            rank, dims = places
+        for name, (rank, dims) in self._cuttable.items():
             indices: list[IntArray | None] = [None] * rank
             for dim, component in dims:
-                mask = keep[component]
-                if not mask.all():
-                    indices[dim] = np.flatnonzero(mask)
+                if id(component) not in found:
+                    kept = np.flatnonzero(keep[component])
+                    found[id(component)] = kept if len(kept) < len(component) else None
+                indices[dim] = found[id(component)]
             if any(i is not None for i in indices):
                 result[name] = tuple(indices)
         return result
@@ -292,15 +297,19 @@ class SearchSpace:
 
     @cached_property
     def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:
-        """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink."""
-        component, group_of = self.grouping.solution.component, self.grouping.group_of
+        """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink.
+
+        Equal arrays of components are one array.
+        """
+        grouping = self.grouping
+        arrays: dict[bytes, IntArray] = {}
         result = {}
         for name, tensor in surgery.named_tensors(self.model).items():
-            dims = [
-                (f.dims[0], component[f.atoms])
-                for f in self._parameters.get(name, ())
-                if (group_of[component[f.atoms]] >= 0).any()
-            ]
+            dims = []
+            for f in self._parameters.get(name, ()):
+                component = grouping.solution.component[f.atoms]
+                if (grouping.group_of[component] >= 0).any():
+                    dims.append((f.dims[0], arrays.setdefault(component.tobytes(), component)))
             if dims:
                 result[name] = (tensor.dim(), dims)
         return result
@@ -353,6 +362,7 @@ def trace(
             parameters=parameters,
             traces=traced.traces,
             sites=attributes.sites(grouping),
+            fields=fields,
         )
 
     space = prove(build, traced, attributes)

@@ -1,18 +1,18 @@
 """Cut a model: a new module of the same class with smaller tensors; the model given is never changed.
 
-The module tree is copied around the tensors (`copy.deepcopy` with the tensors already in its memo), so a parameter is
+The module tree is copied around the tensors (`skeleton`, with the tensors already in its memo), so a parameter is
 either index-selected or shared, never copied and thrown away. Which units go is decided elsewhere.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from autoprune.search_spaces.skeleton import Skeleton
 from autoprune.search_spaces.types import IntArray
 
 Kept = Mapping[str, Sequence["IntArray | None"]]
@@ -24,13 +24,23 @@ Change: TypeAlias = tuple[str, str, Any]
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by name, each tied tensor once, under its first name."""
-    found: dict[str, Tensor] = {}
+    parameters, buffers = _named(model)
+    return parameters | buffers
+
+
+def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """As `named_parameters` and `named_buffers`, in one walk."""
+    parameters: dict[str, Tensor] = {}
+    buffers: dict[str, Tensor] = {}
+    modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
     seen: set[int] = set()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor
-    return found
+    for kind, found in (("_parameters", parameters), ("_buffers", buffers)):
+        for prefix, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    found[prefix + name] = tensor
+    return parameters, buffers
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
@@ -43,7 +53,8 @@ def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Modul
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach())
-    return copy.deepcopy(model, memo)
+    smaller: nn.Module = Skeleton(memo).copy(model)
+    return smaller
 
 
 def to_meta(model: nn.Module) -> nn.Module:
@@ -59,22 +70,43 @@ def cut(model: nn.Module, kept: Kept, attributes: Iterable[Change] = (), *, shar
         share: parameters that are not cut share storage with `model` instead of being cloned: right for scoring,
             wrong for training. Buffers are never shared.
     """
-    parameters = {id(p) for p in model.parameters()}
+    parameters, buffers = _named(model)
+    select = _Select()
     new = {}
-    for name, tensor in named_tensors(model).items():
-        data = tensor.detach()
-        cut_dims = [(d, i) for d, i in enumerate(kept.get(name, ())) if i is not None]
-        # the dimension that shrinks most first, so that the next copies less
-        for dim, index in sorted(cut_dims, key=lambda pair: len(pair[1]) / data.shape[pair[0]]):
-            data = data.index_select(dim, torch.as_tensor(index, device=data.device))
-        if cut_dims and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-            data = data.contiguous(memory_format=torch.channels_last)
-        if not cut_dims and not (share and id(tensor) in parameters):
-            data = data.clone()
-        new[id(tensor)] = _like(tensor, data)
+    with torch.no_grad():
+        for name, tensor in parameters.items():
+            data = select(tensor, kept[name]) if name in kept else tensor if share else tensor.clone()
+            new[id(tensor)] = _like(tensor, data)
+        for name, tensor in buffers.items():
+            new[id(tensor)] = select(tensor, kept[name]) if name in kept else tensor.clone()
     smaller = replace_tensors(model, new)
     set_attributes(smaller, attributes)
     return smaller
+
+
+class _Select:
+    """Cuts tensors; an array of indices that several tensors share becomes a tensor once."""
+
+    def __init__(self) -> None:
+        self._indices: dict[tuple[int, torch.device], Tensor] = {}
+
+    def __call__(self, tensor: Tensor, kept: Sequence[IntArray | None]) -> Tensor:
+        """The kept positions of a tensor, in its memory format."""
+        cuts = [(d, i) for d, i in enumerate(kept) if i is not None]
+        if len(cuts) > 1:  # what shrinks most first, so that the next copies less; rows before columns, which cost more
+            cuts.sort(key=lambda cut: len(cut[1]) / tensor.shape[cut[0]])
+        data = tensor
+        for dim, index in cuts:
+            data = data.index_select(dim, self._index(index, tensor.device))
+        if cuts and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+            data = data.contiguous(memory_format=torch.channels_last)
+        return data
+
+    def _index(self, index: IntArray, device: torch.device) -> Tensor:
+        key = id(index), device  # the arrays outlive this object: the caller of `cut` holds them
+        if key not in self._indices:
+            self._indices[key] = torch.as_tensor(index, device=device)
+        return self._indices[key]
 
 
 def set_attributes(model: nn.Module, changes: Iterable[Change]) -> None:

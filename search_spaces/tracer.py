@@ -6,6 +6,7 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autoprune.search_spaces import meta
 from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.types import IntArray
@@ -54,15 +56,19 @@ class Op:
 
 @dataclass(slots=True)
 class Trace:
-    """What one run left: the ops in order, and after each allocation the storages alive (indices into `storages`).
+    """What one run left: the ops in order, and every storage that an op allocated.
 
-    `decisions`: index of an op -> the integers, bools and numbers it made of real floats (what passes a threshold,
-    which values are largest): code may take its path and its sizes from them. None on meta, which has no values.
+    Attributes:
+        births: per storage, the moment at which it is allocated: moments count the ops that allocate anything.
+        deaths: storage -> the first moment at which it is gone; those that outlive the run are not in it.
+        decisions: index of an op -> the integers, bools and numbers it made of real floats (what passes a threshold,
+            which values are largest): code may take its path and its sizes from them. None on meta, without values.
     """
 
     ops: list[Op] = field(default_factory=list)
     storages: list[TensorSpec] = field(default_factory=list)
-    alive: list[tuple[int, ...]] = field(default_factory=list)
+    births: list[int] = field(default_factory=list)
+    deaths: dict[int, int] = field(default_factory=dict)
     unknown_ops: dict[str, str] = field(default_factory=dict)
     decisions: dict[int, list[Any]] = field(default_factory=dict)
 
@@ -184,7 +190,7 @@ class Tracer(TorchDispatchMode):
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the op; a subclass may run it differently."""
-        return func(*args, **kwargs)
+        return meta.call(func, args, kwargs)
 
     def finish(self, args: tuple[Any, ...], out: Any) -> Any:
         """Last word on the labelled outputs of an op called with `args`."""
@@ -194,6 +200,8 @@ class Tracer(TorchDispatchMode):
         return TensorSpec(tuple(tensor.shape), tensor.dtype, self.labels(tensor))
 
     def _record_storages(self, given: set[int], outputs: Sequence[Tensor]) -> None:
+        trace = self.trace
+        moment = trace.births[-1] + 1 if trace.births else 0
         fresh = False  # a storage that came in but is not known belongs to an input or a parameter
         for tensor in outputs:
             storage = tensor.untyped_storage()
@@ -201,12 +209,14 @@ class Tracer(TorchDispatchMode):
             known = self._live.get(key)
             if (known is None or known[1].expired()) and tensor.numel() and key not in given:
                 if not fresh:
-                    self._live = {k: v for k, v in self._live.items() if not v[1].expired()}
-                self._live[key] = (len(self.trace.storages), StorageWeakRef(storage))
-                self.trace.storages.append(self._spec(tensor))
-                fresh = True
-        if fresh:
-            self.trace.alive.append(tuple(index for index, _ in self._live.values()))
+                    gone = [(k, index) for k, (index, reference) in self._live.items() if reference.expired()]
+                    for k, index in gone:
+                        del self._live[k]
+                        trace.deaths[index] = moment
+                    fresh = True
+                self._live[key] = (len(trace.storages), StorageWeakRef(storage))
+                trace.storages.append(self._spec(tensor))
+                trace.births.append(moment)
 
 
 @contextmanager
@@ -237,9 +247,21 @@ def plain_kernels() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection, so that how long storages live does not depend on when it happens."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
 def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call the model under the tracer, without gradients; returns its output."""
-    with plain_kernels(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
+    with plain_kernels(), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
 
 
@@ -264,17 +286,28 @@ def _leaves(out: Any) -> list[Any]:
 
 def tensors(tree: Any) -> Iterator[Tensor]:
     """All tensors in nested tuples, lists, dicts, dataclasses and model-output objects."""
+    found: list[Tensor] = []
+    _collect(tree, found)
+    return iter(found)
+
+
+_LEAVES = frozenset((type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format))
+
+
+def _collect(tree: Any, found: list[Tensor]) -> None:
+    if type(tree) in _LEAVES:
+        return
     if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from tensors(value)
+        found.append(tree)
     elif isinstance(tree, tuple | list):
         for value in tree:
-            yield from tensors(value)
+            _collect(value, found)
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            _collect(value, found)
     elif hasattr(tree, "__dataclass_fields__"):
         for name in tree.__dataclass_fields__:
-            yield from tensors(getattr(tree, name))
+            _collect(getattr(tree, name), found)
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -288,6 +321,8 @@ def map_specs(tree: Any, function: Callable[[TensorSpec], Any]) -> Any:
 
 
 def _map(tree: Any, leaf: type, function: Callable[[Any], Any]) -> Any:
+    if type(tree) in _LEAVES:
+        return tree
     if isinstance(tree, leaf):
         return function(tree)
     if isinstance(tree, dict):

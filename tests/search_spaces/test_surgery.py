@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from autoprune.search_spaces import trace
 from autoprune.search_spaces.surgery import named_tensors, set_attributes, to_meta
@@ -75,6 +78,44 @@ def test_shared_storage_only_where_asked_for_and_never_of_buffers() -> None:
         subnet = space.materialise(candidate, share=share)
         shared = {name for name, t in named_tensors(subnet).items() if t.data_ptr() == pointers[name]}
         assert shared == ({"1.1.weight", "1.1.bias", "4.weight", "4.bias"} if share else set())
+
+
+class Allocations(TorchDispatchMode):
+    """Counts the tensors that ops make in new memory, and their bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known: set[int] = set()
+        self.made: list[torch.UntypedStorage] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if tensor.untyped_storage()._cdata not in given:
+                self.made.append(tensor.untyped_storage())  # held, so that no address is used twice
+        return out
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "vit_b_16"])
+def test_scoring_allocates_what_is_cut_and_nothing_else(name: str) -> None:
+    """One allocation per cut dimension and per buffer (running statistics are written to), none for what stays."""
+    model = torchvision.models.get_model(name, weights=None)
+    space = trace(model, torch.zeros(1, 3, 224, 224))
+    some = list(space.candidate(0.5))
+    some[1::2] = space.dense[1::2]
+    candidate = tuple(some)
+    kept = space.kept(candidate)  # ranks the units, once per space
+    with Allocations() as allocations:
+        subnet = space.materialise(candidate, share=True)
+    dims = sum(index is not None for indices in kept.values() for index in indices)
+    assert len(allocations.made) == dims + sum(name not in kept for name, _ in model.named_buffers())
+    small, dense = named_tensors(subnet), named_tensors(model)
+    shared = {name for name in small if small[name].data_ptr() == dense[name].data_ptr()}
+    assert shared == {name for name, _ in model.named_parameters() if name not in kept}
+    with Allocations() as allocations:
+        space.materialise(space.dense, share=True)
+    assert len(allocations.made) == len(list(model.named_buffers()))
 
 
 def test_attributes_follow_the_sizes() -> None:
