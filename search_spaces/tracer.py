@@ -150,6 +150,9 @@ class Tracer(TorchDispatchMode):
         """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""
         self._macs.append(factors)
 
+    def reads(self, tensor: Tensor, summed: Field | None) -> None:
+        """The running op sums over the positions `summed` of `tensor`, if any: its output does not carry them."""
+
     # -- the run --------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
