@@ -58,7 +58,7 @@ class ActivationCriterion(Criterion):
         for index in range(len(space.groups)):
             places = [sums / count for (group, _), (sums, count) in totals.items() if group == index]
             found.append(mean_scaled(places) if places and self.tells_apart(places) else None)
-        return instead(space, self.name, found, self.silent)
+        return instead(space, self.name, found, f"{self.silent}, or they do not run in evaluation mode")
 
     @abstractmethod
     def measure(self, x: Tensor, positions: int) -> tuple[Tensor, int] | None:

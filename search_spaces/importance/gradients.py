@@ -28,6 +28,7 @@ from autoprune.search_spaces.importance.base import (
     Place,
     arguments,
     group_sums,
+    instead,
     on_device,
 )
 from autoprune.search_spaces.importance.reading import reading_places
@@ -67,7 +68,8 @@ class GradientCriterion(Criterion):
             num += 1
         if not num:
             raise UserError(f"The importance {self.name!r} needs at least one batch of data, but got none.")
-        return [total / num for total in totals]
+        found = [total / num if total.any() else None for total in totals]
+        return instead(space, self.name, found, "the loss does not depend on them in evaluation mode")
 
 
 class Taylor(GradientCriterion):

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from autoprune.search_spaces.importance.base import Batch, Criterion, Loss, mean_scaled, unit_rows
 from autoprune.search_spaces.types import FloatArray
@@ -75,11 +74,14 @@ class FPGM(RowCriterion):
     summary = "distance to the other filters (geometric median)"
 
     def of_rows(self, rows: FloatArray) -> FloatArray:
-        """Sum over j of |row i - row j|; U x U x 8 bytes of memory."""
-        x = torch.from_numpy(rows)
-        # Not by a matrix product, which leaves equal rows at a distance of some 1e-8 and so breaks their ties.
-        sums: FloatArray = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sum(1).numpy()
-        return sums
+        """Sum over j of |row i - row j|, from one matrix product; 2 x U x U x 8 bytes of memory."""
+        squares = np.square(rows).sum(1)
+        sizes = squares[:, None] + squares
+        distances = sizes - 2 * (rows @ rows.T)
+        distances[distances < 1e-12 * sizes] = 0  # equal rows: what is left of them is rounding
+        sums: FloatArray = np.sqrt(distances).sum(1)
+        # Equal rows may get sums that differ in their last digits, which must not decide between them.
+        return np.round(sums / max(float(sums.mean()), 1e-30), 10)
 
 
 class Random(Criterion):

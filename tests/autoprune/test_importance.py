@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +266,14 @@ def test_wrong_names_and_numbers(tmp_path: Path) -> None:
         with pytest.raises(ap.UserError, match=message):
             ap.search(tiny_net(), **loaders(), **SETTINGS, **wrong, trials=1, run=tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_criterion_has_a_card() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "importance.md").read_text(encoding="utf-8")
+    for name in CRITERIA:
+        assert f"| [`{name}`](#" in page
+        assert re.search(rf"^## .*`{name}`", page, re.MULTILINE)
+        assert re.search(rf"^\| {name} \| \d", page, re.MULTILINE), f"{name} has no row of the benchmark"
 
 
 def test_description_of_a_criterion() -> None:

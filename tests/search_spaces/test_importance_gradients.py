@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from autoprune.search_spaces import UserError, trace
+from autoprune.search_spaces import ImportanceWarning, UserError, trace
 from autoprune.search_spaces.importance.gradients import scored_places
 from autoprune.search_spaces.surgery import named_tensors
 from autoprune.search_spaces.tracer import run
@@ -19,6 +19,7 @@ from tests.search_spaces.nets import (
     IMAGE,
     TOKENS,
     Attention,
+    AuxiliaryHead,
     Grouped,
     InvertedResidual,
     Plain,
@@ -179,6 +180,25 @@ def test_units_that_no_weight_reads_are_scored_by_what_makes_them() -> None:
     changes = sum((w.detach() * g).sum(1) for w, g in zip((model.q.weight, model.k.weight), gradients, strict=True))
     assert isinstance(changes, Tensor)
     assert space.unit_scores("taylor")[0] == pytest.approx(changes.square().numpy(), rel=1e-4)
+
+
+def test_what_runs_only_in_training_is_named() -> None:
+    class Auxiliary(AuxiliaryHead):
+        def __init__(self) -> None:
+            super().__init__()
+            self.between, self.auxiliary = nn.Linear(16, 12), nn.Linear(12, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.a(x)
+            main = self.head(self.b(x).mean((2, 3)))
+            return (main, self.auxiliary(self.between(x.mean((2, 3))))) if self.training else main
+
+    space = trace(randomised(Auxiliary()), IMAGE, align=1)
+    index = [g.name for g in space.groups].index("between")
+    for name in ("taylor", "fisher", "mean_activation"):
+        with pytest.warns(ImportanceWarning, match=rf"'{name}' .* 1 of 3 groups \(between\).*in evaluation mode"):
+            space.collect(name, BATCHES)
+        assert np.array_equal(space.unit_scores(name)[index], space.unit_scores("l2")[index])
 
 
 def test_frozen_weights_are_scored_and_stay_frozen() -> None:
