@@ -124,9 +124,11 @@ def on_device(value: Any, model: nn.Module) -> Any:
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Positional and keyword arguments for inputs in any of their forms."""
+    """Positional and keyword arguments for inputs in any of their forms; (tuple, dict) has both, as for `trace`."""
     if isinstance(inputs, Mapping):
         return (), inputs
+    if isinstance(inputs, tuple) and list(map(type, inputs)) == [tuple, dict]:
+        return inputs[0], inputs[1]
     return (tuple(inputs), {}) if isinstance(inputs, tuple | list) else ((inputs,), {})
 
 

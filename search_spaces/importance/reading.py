@@ -4,7 +4,8 @@ A unit's activation is what the next layer gets: behind norm, nonlinearity and r
 called. So a place is looked up where an op *reads* the units (`Tracer.reads`: a convolution, a matrix product, a mean
 over channels), and from there back through ops that only move, pool or average positions to the last tensor that was
 computed. For conv -> batch norm -> relu -> pool -> conv that is the output of the relu; for a residual stream every sum
-that a layer reads; for attention the output of each head; for a pre-norm transformer the output of the norm.
+that a layer reads; for attention the output of each head; for a pre-norm transformer the output of the norm. An op
+without a rule (a fused recurrent layer, which the trace on the meta device sees in parts) reads all it is given.
 """
 
 from __future__ import annotations
