@@ -30,6 +30,7 @@ from autoprune.finetune import FineTune
 from autoprune.finish import FORMATS, finish
 from autoprune.finished import FOLDER, Dense, Finished
 from autoprune.front import FrontPoint
+from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
 from autoprune.latency import LatencyTable, describe
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
@@ -93,6 +94,8 @@ def search(
     sweep: Sequence[float] = (1.0,),
     score: str | Score = "accuracy",
     importance: str = "l2",
+    importance_samples: int = 1024,
+    importance_loss: Loss | None = None,
     recalibration_samples: int = 2000,
     search_size: float | None = None,
     batch_size: int = 128,
@@ -125,7 +128,11 @@ def search(
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8, 0.6)`` for a front of several sizes.
         score: ``accuracy``, ``top5``, ``kl`` (no labels needed), or a function (model, batches) -> float, higher is
             better.
-        importance: by which units are ranked.
+        importance: by which units are ranked: ``l1``, ``l2``, ``fpgm``, ``bn_scale``, ``apoz``, ``mean_activation``,
+            ``hrank``, ``taylor``, ``fisher``, ``random`` (docs/importance.md has a card for each).
+        importance_samples: training samples that a criterion reads, where it reads data; the scores are kept in the
+            run folder.
+        importance_loss: (output, targets) -> mean loss, for ``taylor`` and ``fisher``; None for cross entropy.
         recalibration_samples: training samples for the BatchNorm statistics of every candidate.
         search_size: samples (or their share) carved from the training data for scoring.
         batch_size, data_root: of a data set given by name.
@@ -168,6 +175,7 @@ def search(
         sweep=tuple(sweep),
         score=score if isinstance(score, str) else FROM_PYTHON,
         importance=importance,
+        importance_samples=importance_samples,
         recalibration_samples=recalibration_samples,
         precision=precision,
         latency_batch=latency_batch,
@@ -188,11 +196,11 @@ def search(
         example_inputs=example_inputs,
         score=score,
     )
-    bench = _prepare(make_workbench(config, objects), progress)
+    bench = _prepare(make_workbench(config, objects), importance_loss, progress)
     seats = _seats(bench)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
     config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
-    with Study.create(path, config, fill=lambda folder: _save_table(bench.table, folder)) as study:
+    with Study.create(path, config, fill=lambda folder: _save_profile(bench, folder)) as study:
         return _go_on(study, replace(bench, config=config), seats, progress)
 
 
@@ -250,7 +258,7 @@ def resume(
         return _go_on(study, replace(bench, config=study.config), seats, progress)
 
 
-def _prepare(bench: Workbench, progress: Progress) -> Workbench:
+def _prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
     """Find out that the search can work, the cheapest check first; measure the latency table where it is needed."""
     others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
     if others:
@@ -261,6 +269,13 @@ def _prepare(bench: Workbench, progress: Progress) -> Workbench:
         f"The dense model scores {format_score(bench.config.score, score_dense)} on the search split"
         + (", with the weights its constructor gave it: none were named." if unweighted else ".")
     )
+    config = bench.config
+    if reads_data(config.importance):
+        collect(
+            bench.space, config.importance, bench.data,
+            num_samples=config.importance_samples, loss=loss, seed=config.seed,
+        )  # fmt: skip
+        progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
     if len(others) < len(bench.budget.limits):
         bench = use_table(bench, _measure_table(bench, progress))
         _check_tightest(bench, bench.budget)
@@ -325,6 +340,13 @@ def _measure_table(bench: Workbench, progress: Progress) -> LatencyTable:
     table = LatencyTable.measure(bench.space, threads=bench.config.latency_threads, progress=progress)
     progress.say(f"Latency table: {describe(table)}.")
     return table
+
+
+def _save_profile(bench: Workbench, folder: Path) -> None:
+    """What was measured once for this model, device and data."""
+    _save_table(bench.table, folder)
+    if reads_data(bench.config.importance):
+        save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)
 
 
 def _save_table(table: LatencyTable | None, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from autoprune.config import SearchConfig
 from autoprune.finished import Finished
+from autoprune.importance import describe_importance
 from autoprune.tables import format_recipe, front_table
 
 
@@ -21,6 +22,7 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
         f"Cut by autoprune under the budget {', '.join(config.budget)}.",
         f"Dense weights: {config.weights or 'as the model was built'} ({config.fingerprints.get('weights', '-')}).",
         f"Data: {config.data or 'handed over in Python'}.",
+        f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.",
         f"Trial {point.trial} of {finished.num_trials}; agent {config.agent}, seed {config.seed}.",
     ]
     if point.recipe is not None:

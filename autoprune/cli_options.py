@@ -105,7 +105,20 @@ Score = Annotated[
     str,
     typer.Option(help="accuracy, top5, kl (needs no labels), or package.module:function.", rich_help_panel=SCORE),
 ]
-Importance = Annotated[str, typer.Option(help="Criterion by which channels are kept.", rich_help_panel=SCORE)]
+CRITERIA = ("l1", "l2", "fpgm", "bn_scale", "apoz", "mean_activation", "hrank", "taylor", "fisher", "random")
+"""As in `autoprune.search_spaces.CRITERIA`, for which help need not wait."""
+
+Importance = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help=f"Criterion by which channels are kept: {', '.join(CRITERIA)}.",
+        rich_help_panel=SCORE,
+    ),
+]
+ImportanceSamples = Annotated[
+    int, typer.Option(help="Training samples that the criterion reads, from apoz on.", rich_help_panel=SCORE)
+]
 RecalibrationSamples = Annotated[
     int,
     typer.Option(help="Training samples for the BatchNorm statistics of every candidate.", rich_help_panel=SCORE),

@@ -16,6 +16,7 @@ from rich.table import Table
 from autoprune.agents.base import Trial
 from autoprune.finished import Finished
 from autoprune.front import front
+from autoprune.importance import describe_importance
 from autoprune.search_spaces.budget import format_cost
 from autoprune.study import Study, objectives
 from autoprune.tables import COST_NAMES, best_index, format_score, front_table
@@ -33,6 +34,7 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     config = study.config
     say(console, f"{run}: {config.model or 'module from Python'} on {config.data or 'data from Python'}")
     say(console, f"Budget: {', '.join(config.budget)}. Agent {config.agent}, seed {config.seed}.")
+    say(console, f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
     say(console, f"Trials: {outcome(study)}.")
     for reason, count in reasons(study.trials):
         say(console, f"  {count} × {reason}")

@@ -37,7 +37,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "agent", "agent_options", "trials", "seed", "sweep"),
-    "score": ("score", "importance", "recalibration_samples", "precision"),
+    "score": ("score", "importance", "importance_samples", "recalibration_samples", "precision"),
     "latency": ("latency_batch", "latency_threads", "latency_repeats"),
     "result": ("points", "finetune", "formats"),
 }
@@ -61,6 +61,8 @@ class SearchConfig:
         trials: planned number of trials, those already done included.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8)`` gives a front of several sizes.
         score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
+        importance: criterion that ranks the units.
+        importance_samples: training samples that it reads, where it reads data.
         recalibration_samples: training samples for the BatchNorm statistics of every candidate.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points that are fine-tuned and exported.
@@ -87,6 +89,7 @@ class SearchConfig:
     sweep: tuple[float, ...] = (1.0,)
     score: str = "accuracy"
     importance: str = "l2"
+    importance_samples: int = 1024
     recalibration_samples: int = 2000
     precision: str = "auto"
     latency_batch: int = 1
@@ -107,6 +110,7 @@ class SearchConfig:
             ("latency_batch", 1),
             ("latency_threads", 1),
             ("latency_repeats", 1),
+            ("importance_samples", 1),
             ("seed", 0),
             ("recalibration_samples", 0),
         ):

@@ -17,6 +17,7 @@ from torch import nn
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data, data_from_loaders, load_data, to_device
 from autoprune.evaluate import SCORES, Evaluator
+from autoprune.importance import load_scores, reads_data
 from autoprune.importing import import_function
 from autoprune.latency import LatencyTable
 from autoprune.models import ModelSource, input_channels
@@ -141,6 +142,8 @@ def rebuild_workbench(config: SearchConfig, objects: Objects, run: Path) -> Work
     """
     bench = make_workbench(config, objects)
     check_same(config.fingerprints, fingerprints(bench), run)
+    if reads_data(config.importance):
+        load_scores(bench.space, config.importance, run)
     return bench
 
 

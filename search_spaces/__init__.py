@@ -13,7 +13,7 @@ if __name__ != "autoprune.search_spaces":
 
 from autoprune.search_spaces.budget import Budget, Limit, format_cost
 from autoprune.search_spaces.errors import UserError
-from autoprune.search_spaces.importance import CRITERIA
+from autoprune.search_spaces.importance import CRITERIA, ImportanceWarning
 from autoprune.search_spaces.runs import TraceWarning
 from autoprune.search_spaces.space import SearchSpace, trace
 from autoprune.search_spaces.types import Candidate, CostModel, Costs, Frozen, Group
@@ -26,6 +26,7 @@ __all__ = [
     "Costs",
     "Frozen",
     "Group",
+    "ImportanceWarning",
     "Limit",
     "SearchSpace",
     "TraceWarning",

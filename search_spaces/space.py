@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from autoprune.search_spaces import surgery
 from autoprune.search_spaces.attributes import Site, changes, find_attributes
@@ -23,8 +23,8 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.costs import CostFunctions
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.groups import Grouping, collect_fields, count_fields, make_groups
-from autoprune.search_spaces.importance import get_criterion
-from autoprune.search_spaces.labels import Field, Labels, Ties
+from autoprune.search_spaces.importance import Batch, Loss, get_criterion
+from autoprune.search_spaces.labels import STAYS, Field, Labels, Ties, field_at
 from autoprune.search_spaces.projection import project
 from autoprune.search_spaces.proof import prove
 from autoprune.search_spaces.runs import trace_model
@@ -68,6 +68,7 @@ class SearchSpace:
         self._trace = traces[0]
         self.counts = count_fields(grouping, fields)
         self._added_costs: dict[str, CostModel] = {}
+        self._scores: dict[str, list[FloatArray]] = {}
         self._rankings: dict[str, list[IntArray]] = {}
         widest = max((len(g.levels) for g in self.groups), default=1)
         self.level_units = np.array(
@@ -189,15 +190,89 @@ class SearchSpace:
         return [np.sort(order[:k]) for order, k in zip(ranking, units, strict=True)]
 
     def ranking(self, importance: str = "l2") -> list[IntArray]:
-        """Units of every group, most important first; computed once per criterion."""
-        if importance not in self._rankings:
-            criterion = get_criterion(importance)
-            rankings = []
-            for index in range(len(self.groups)):
-                scores = criterion(self._producer_rows(index), np.random.default_rng((0, index)))
-                rankings.append(np.argsort(-scores, kind="stable"))
-            self._rankings[importance] = rankings
+        """Units of every group, most important first; of equal ones the first stays. Computed once per criterion.
+
+        Raises:
+            UserError: the criterion reads data, and `collect` was not called.
+        """
+        self.unit_scores(importance)
         return self._rankings[importance]
+
+    def unit_scores(self, importance: str = "l2") -> list[FloatArray]:
+        """Scores of the units of every group, higher is more important; see `ranking`."""
+        if importance not in self._scores:
+            criterion = get_criterion(importance)
+            if criterion.needs != "weights":
+                raise UserError(
+                    f"The importance {importance!r} reads {criterion.needs}: give it data first, with "
+                    f"space.collect({importance!r}, batches)."
+                )
+            self.collect(importance)
+        return self._scores[importance]
+
+    def collect(self, importance: str, batches: Iterable[Batch] = (), *, loss: Loss = cross_entropy) -> None:
+        """Score the units by a criterion and remember it: what `ranking` and all that cuts use from here on.
+
+        Args:
+            batches: (inputs, targets), read once, in order; at any batch size. Use training samples.
+            loss: (output, targets) -> mean loss over the batch, for criteria that read gradients.
+
+        Raises:
+            UserError: an unknown criterion, no batch where one is needed, or scores that are not finite.
+        """
+        self.use_scores(importance, get_criterion(importance).scores(self, batches, loss))
+
+    def use_scores(self, importance: str, scores: Sequence[FloatArray]) -> None:
+        """Rank by these scores wherever `importance` is asked for: what `unit_scores` gave, or scores of your own.
+
+        Raises:
+            UserError: not one finite score for each unit of each group.
+        """
+        arrays = [np.asarray(s, np.float64) for s in scores]
+        expected, found = [(g.num_units,) for g in self.groups], [a.shape for a in arrays]
+        if found != expected:
+            raise UserError(
+                f"The importance {importance!r} needs one score per unit of every group, in order, but got "
+                f"arrays of shapes {found} for {expected}."
+            )
+        for group, array in zip(self.groups, arrays, strict=True):
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"The importance {importance!r} gave NaN or infinite scores for {group.name!r}. Check the weights "
+                    "and the data."
+                )
+        self._scores[importance] = arrays
+        self._rankings[importance] = [np.argsort(-a, kind="stable") for a in arrays]
+
+    def units_at(self, atoms: IntArray) -> tuple[IntArray, IntArray]:
+        """Group and unit of atoms, -1 where they stay; atoms that another run adds behind the known ones do."""
+        grouping = self.grouping
+        known = len(grouping.solution.component)
+        component = grouping.solution.component[np.where(atoms < known, atoms, STAYS)]
+        return grouping.group_of[component], grouping.unit_of[component]
+
+    def unit_positions(self, name: str, dim: int, index: int) -> IntArray:
+        """Unit of group `index` at every position of a parameter's dimension, -1 where it is of no unit."""
+        f = field_at(self._parameters.get(name, ()), dim)
+        if f is None:
+            return np.empty(0, np.int64)
+        group, unit = self.units_at(f.atoms)
+        return np.where(group == index, unit, -1)
+
+    def places_of(self, atoms: Sequence[IntArray]) -> list[tuple[str, int]]:
+        """Dimensions of parameters and buffers that own some of these atoms, in order of execution."""
+        wanted = np.unique(np.concatenate([np.empty(0, np.int64), *(a.ravel() for a in atoms)]))
+        return [
+            (name, f.dims[0])
+            for name, labels in self._parameters.items()
+            for f in labels
+            if np.isin(f.atoms, wanted, assume_unique=True).any()
+        ]
+
+    def producing_places(self, index: int) -> list[tuple[str, int]]:
+        """Dimensions of parameters whose rows make the units of a group."""
+        produced = self.grouping.produced_dims
+        return [(n, d) for n in self.groups[index].producers for name, d in sorted(produced) if n == name]
 
     def kept(self, candidate: Candidate, importance: str = "l2") -> dict[str, tuple[IntArray | None, ...]]:
         """Kept indices per dimension (None: all) of every parameter and buffer that is cut."""
@@ -313,20 +388,6 @@ class SearchSpace:
             if dims:
                 result[name] = (tensor.dim(), dims)
         return result
-
-    def _producer_rows(self, index: int) -> list[FloatArray]:
-        """Weights of every producer of a group as [units, elements]."""
-        grouping, tensors = self.grouping, surgery.named_tensors(self.model)
-        rows = []
-        for name in self.groups[index].producers:
-            for dim, component in self._cuttable[name][1]:
-                mine = np.flatnonzero(grouping.group_of[component] == index)
-                if not len(mine) or (name, dim) not in grouping.produced_dims:
-                    continue
-                order = mine[np.argsort(grouping.unit_of[component[mine]], kind="stable")]
-                weight = tensors[name].detach().movedim(dim, 0)[torch.as_tensor(order)]
-                rows.append(weight.reshape(self.groups[index].num_units, -1).double().cpu().numpy())
-        return rows
 
 
 def trace(

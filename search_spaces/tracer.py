@@ -156,6 +156,9 @@ class Tracer(TorchDispatchMode):
         """The running op costs the product of `factors` multiply-adds, besides what was counted for it already."""
         self._macs.append(factors)
 
+    def reads(self, tensor: Tensor, summed: Field | None) -> None:
+        """The running op sums over the positions `summed` of `tensor`, if any: its output does not carry them."""
+
     # -- the run --------------------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
@@ -237,14 +240,22 @@ def module_paths(model: nn.Module, paths: ModulePaths) -> Iterator[None]:
 
 
 @contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Fused attention off, so that products over heads are seen; put back afterwards."""
+def plain_kernels(model: nn.Module | None = None) -> Iterator[None]:
+    """Fused attention off, so that products over heads are seen; put back afterwards.
+
+    Args:
+        model: if some of its layers keep flat weights, as recurrent ones do to run as one op, that is off as well.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    fused = torch._C._get_mkldnn_enabled()  # `torch.backends.mkldnn.flags` sets more than this, and warns
+    if model is not None and any("_flat_weights" in vars(module) for module in model.modules()):
+        torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        torch._C._set_mkldnn_enabled(fused)
 
 
 @contextmanager
@@ -261,7 +272,7 @@ def _collector_paused() -> Iterator[None]:
 
 def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call the model under the tracer, without gradients; returns its output."""
-    with plain_kernels(), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
+    with plain_kernels(model), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
 
 

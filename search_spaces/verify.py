@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -157,17 +156,15 @@ _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str
 
 
 class _Numbers(TorchDispatchMode):
-    """Keeps the numbers that ops are called with, and whether a recurrent layer ran as one op."""
+    """Keeps the numbers that ops are called with."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[Any, tuple[Any, ...]]] = []
-        self.recurrent = False
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self.recurrent |= func.overloadpacket.__name__ == "mkldnn_rnn_layer"
         found = numbers(func, args, kwargs or {})
         if found:
             self.seen.append((func, found))
@@ -183,18 +180,10 @@ def relative_error(space: SearchSpace, kept_units: Sequence[IntArray]) -> float:
     smaller = space.cut(kept_units, share=True).eval()
     model = without_own_storage(space.model).eval()
     names = {id(t): name for name, t in surgery.named_tensors(model).items()}
-
-    def outputs_of_subnet() -> tuple[list[Tensor], _Numbers]:
-        with plain_kernels(), torch.no_grad(), Run.seeded(), _Numbers() as seen:
-            return list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone)))), seen
-
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        actual, seen = outputs_of_subnet()
-        if seen.recurrent:
-            stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-            actual, seen = outputs_of_subnet()
-        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, seen.seen)
+    with sdpa_kernel(SDPBackend.MATH):
+        with plain_kernels(smaller), torch.no_grad(), Run.seeded(), _Numbers() as of_subnet:
+            actual = list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone))))
+        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, of_subnet.seen)
         with Run.seeded():
             expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
     if [t.shape for t in actual] != [t.shape for t in expected]:

@@ -49,8 +49,8 @@ class TrainBatches(Batches, Protocol):
         """Yield one shuffled, augmented pass of `len(self)` batches: a function of (seed, epoch)."""
         ...
 
-    def sample(self, num_samples: int, seed: int) -> list[Inputs]:
-        """Return the un-augmented inputs of the first `num_samples` (or all) of a permutation seeded by `seed`."""
+    def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
+        """Yield the first `num_samples` (or all) of a permutation seeded by `seed`, un-augmented, in batches."""
         ...
 
     def with_batch_size(self, batch_size: int) -> TrainBatches:
@@ -84,7 +84,11 @@ class Data:
 
     def calibration(self, num_samples: int) -> list[Inputs]:
         """Return batches of un-augmented training inputs: the same `num_samples` (or all there are) at every call."""
-        return self.train.sample(num_samples, self.seed)
+        return [inputs for inputs, _ in self.samples(num_samples)]
+
+    def samples(self, num_samples: int) -> Iterator[Batch]:
+        """Yield the same training samples with their targets."""
+        return self.train.draw(num_samples, self.seed)
 
     def example(self, batch: int = 1) -> Inputs:
         """Return the first `batch` training inputs, to trace a model with.
@@ -168,15 +172,15 @@ def concatenate(parts: list[Inputs]) -> Inputs:
     return result
 
 
-def take_samples(batches: Iterable[Batch], num_samples: int) -> list[Inputs]:
-    """Return the inputs of the first `num_samples` samples of a pass, or of all there are."""
-    taken: list[Inputs] = []
-    for inputs, _ in batches:
-        if num_samples <= 0:
-            break
-        taken.append(first_samples(inputs, num_samples))
+def take_samples(batches: Iterable[Batch], num_samples: int) -> Iterator[Batch]:
+    """Yield batches up to the first `num_samples` samples of a pass, or all there are."""
+    if num_samples <= 0:
+        return
+    for inputs, targets in batches:
+        yield first_samples(inputs, num_samples), first_samples(targets, num_samples)
         num_samples -= batch_size_of(inputs)
-    return taken
+        if num_samples <= 0:
+            return
 
 
 def split_size(total: int, size: float | None) -> int:

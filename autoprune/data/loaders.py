@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
-from autoprune.data.base import Batch, Data, Inputs, batch_size_of, split_size, take_samples, tensors_of
+from autoprune.data.base import Batch, Data, batch_size_of, split_size, take_samples, tensors_of
 from autoprune.data.rng import generator, iterate
 from autoprune.search_spaces.errors import UserError
 
@@ -122,9 +122,9 @@ class LoaderBatches:
         """Yield one pass, shuffled where the loader could be rebuilt; its random draws depend on (seed, epoch)."""
         return self._checked(iterate(self._shuffled, seed, _SHUFFLED, epoch))
 
-    def sample(self, num_samples: int, seed: int) -> list[Inputs]:
-        """Return the inputs of `num_samples` (or all) samples: of a seeded permutation where the loader could be
-        rebuilt, else the first ones of a pass.
+    def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
+        """Yield `num_samples` (or all) samples in batches: of a seeded permutation where the loader could be rebuilt,
+        else the first ones of a pass.
         """
         loader = self._plain
         if is_map_style(loader):

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoprune.data.base import Batch, Inputs, split_size
+from autoprune.data.base import Batch, split_size
 from autoprune.data.rng import generator
 from autoprune.search_spaces.errors import UserError
 
@@ -51,7 +51,7 @@ class TensorBatches:
         targets: [N, ...].
         batch_size: samples a batch; the last of a plain pass may have fewer.
         mean, std: per channel, in the units of `inputs`; given, batches are float32 `(inputs - mean) / std`.
-        augment: what `epoch` does to the images; plain iteration and `sample` leave them alone.
+        augment: what `epoch` does to the images; plain iteration and `draw` leave them alone.
         channels: repeat greyscale images to this many channels.
 
     Raises:
@@ -107,10 +107,11 @@ class TensorBatches:
                 inputs = self._augment(inputs, rng)
             yield self._ready(inputs), self.targets.index_select(0, chosen)
 
-    def sample(self, num_samples: int, seed: int) -> list[Inputs]:
-        """Return the un-augmented inputs of the first `num_samples` (or all) of a permutation seeded by `seed`."""
+    def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
+        """Yield the first `num_samples` (or all) of a permutation seeded by `seed`, un-augmented, in batches."""
         chosen = torch.randperm(self.num_samples, generator=generator(seed))[:num_samples]
-        return [self._ready(self.inputs.index_select(0, part)) for part in chosen.split(self.batch_size)]
+        for part in chosen.split(self.batch_size) if num_samples > 0 else ():
+            yield self._ready(self.inputs.index_select(0, part)), self.targets.index_select(0, part)
 
     def with_batch_size(self, batch_size: int) -> TensorBatches:
         """Return the same samples in batches of another size."""

@@ -37,6 +37,8 @@ def apply_rule(tracer: Tracer, func: Any, args: tuple[Any, ...], kwargs: dict[st
         rule(tracer, args, kwargs, out)
         return True
     for tensor in inputs:
+        for f in tracer.labels(tensor):
+            tracer.reads(tensor, f)
         tracer.ties.pin_fields(tracer.labels(tensor), f"no rule for {func}")
     for tensor in tensors(out):
         tracer.assign(tensor, ())

@@ -66,6 +66,8 @@ def convolution(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], o
         produced = np.tile(out_atoms, groups) if transposed else out_atoms
     if not depthwise:
         ties.mark_produced(produced)
+        tracer.reads(x, field_at(x_labels, 1))
+        tracer.reads(weight, field_at(w_labels, in_dim))
     if bias is not None:
         ties.unite(produced, _or_stays(ties.axis(tracer.labels(bias), 0), len(produced)))
     batch = without(x_labels, (1,))
@@ -114,6 +116,8 @@ def _product(tracer: Tracer, a: Tensor, b: Tensor, out: Tensor) -> Labels:
         _or_stays(ties.axis(b_labels, last - 1), b.shape[last - 1]),
         "a matrix product over positions that stay",
     )
+    tracer.reads(a, field_at(a_labels, last))
+    tracer.reads(b, field_at(b_labels, last - 1))
     contracted = _sized(a, a_labels, (last,))
     fields += without(a_labels, (last, *(d for f in fields for d in f.dims)))
     columns = ties.axis(b_labels, last)
@@ -173,6 +177,8 @@ def vector_product(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any]
         _or_stays(tracer.ties.axis(tracer.labels(b), 0), len(b)),
         "a matrix product over positions that stay",
     )
+    tracer.reads(a, field_at(labels, last))
+    tracer.reads(b, field_at(tracer.labels(b), 0))
     tracer.assign(out, without(labels, (last,)))
 
 
@@ -224,6 +230,8 @@ def attention(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out
     )  # fmt: skip
     if width is not None and kwargs.get("scale") is None:
         ties.mark_inexact(width)
+    tracer.reads(args[0], field_at(query, 3))
+    tracer.reads(args[1], field_at(key, 3))
     columns = ties.axis(value, 3)
     for tensor in out:  # sums per head beside the result, and seeds
         if isinstance(tensor, torch.Tensor):

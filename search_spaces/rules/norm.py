@@ -13,11 +13,14 @@ from autoprune.search_spaces.rules.registry import argument, rule
 from autoprune.search_spaces.rules.shape import drop_axis
 from autoprune.search_spaces.tracer import Tracer, tensors
 
-
-@rule(
+BATCH_NORMS = (
     "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
     "miopen_batch_norm", "_batch_norm_with_update", "_batch_norm_no_update",
 )  # fmt: skip
+"""Their second argument is the weight per channel."""
+
+
+@rule(*BATCH_NORMS)
 def batch_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Per channel: x [N, C, ...] unites with weight, bias and running statistics [C]."""
     labels = _unite_channels(tracer, args[0], args[1:5])
@@ -113,6 +116,7 @@ def _reduce(tracer: Tracer, x: Tensor, gone: list[int], out: Tensor, allowed: bo
         f = field_at(labels, dim)
         if f is None:
             continue
+        tracer.reads(x, f)
         outside = [d for d in f.dims if d not in gone]
         if outside or not allowed:
             labels = drop_axis(tracer, labels, dim, "reduced with others that stay")

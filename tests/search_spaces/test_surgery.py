@@ -149,20 +149,6 @@ def test_the_least_important_units_go_first(criterion: str) -> None:
     assert set(range(16)) - set(kept.tolist()) == {2, 5, 11}
 
 
-def test_subnets_are_nested() -> None:
-    space = trace(randomised(Plain()), IMAGE, align=1)
-    for criterion in ("l1", "l2", "random"):
-        for few, many in zip(range(0, 14), range(1, 15), strict=True):
-            smaller, larger = (space.kept_units((level, level), criterion) for level in (few, many))
-            assert all(set(a) < set(b) for a, b in zip(smaller, larger, strict=True))
-
-
-def test_a_wrong_criterion_gets_a_suggestion() -> None:
-    space = trace(randomised(Plain()), IMAGE)
-    with pytest.raises(ValueError, match=r"Unknown importance criterion 'l3'.*Available: l1, l2, random"):
-        space.materialise(space.smallest, "l3")
-
-
 def test_modules_that_hold_modules_in_lists_are_copied() -> None:
     class Listed(nn.Module):
         def __init__(self) -> None:
