@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.search_spaces import Candidate, SearchSpace, trace
@@ -211,7 +212,9 @@ def _flops(subnet: nn.Module, call: Call) -> int:
 
 
 def _counted(model: nn.Module, call: Call) -> int:
-    with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter:
+    model.requires_grad_(False)  # the counter hooks into gradients, which some code has without a graph
+    # the counter does not know fused attention on a CPU
+    with plain_kernels(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         _call(model, call)
     return int(counter.get_total_flops())
 
