@@ -129,3 +129,62 @@ def test_a_variance_of_one_channel_is_not_a_number_in_both() -> None:
     with torch.no_grad():
         assert all(t.isnan().all() for t in tensors(subnet(example)))
     assert space.verify(space.smallest) == 0
+
+
+def _assembled(a: Tensor, b: Tensor) -> Tensor:
+    joined = a.new_zeros(*a.shape[:-1], 2 * a.shape[-1])
+    joined[..., : a.shape[-1]] = a
+    joined[..., a.shape[-1] :] = b
+    return joined
+
+
+def _upper_half(a: Tensor, b: Tensor) -> Tensor:
+    gate = torch.zeros(a.shape[-1], device=a.device)
+    gate[a.shape[-1] // 2 :] = 1
+    return a * gate + b
+
+
+def _behind_three(a: Tensor, b: Tensor) -> Tensor:
+    gate = torch.zeros(a.shape[-1], device=a.device)
+    gate[3:] = 1
+    return a * gate + b
+
+
+def _third(a: Tensor, b: Tensor) -> Tensor:
+    gate = torch.zeros(a.shape[-1], device=a.device)
+    gate[2] = 1
+    return a * gate + b
+
+
+def _counted(a: Tensor, b: Tensor) -> Tensor:
+    return (a + b) / torch.ones_like(a).sum(-1, keepdim=True)
+
+
+class Filled(nn.Module):
+    """Two layers, and what is made of them with tensors of zeros and ones."""
+
+    def __init__(self, combine: Any, width: int) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 16), nn.Linear(12, 16), nn.Linear(width, 20)
+        self.head, self.combine = nn.Linear(20, 5), combine
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.c(self.combine(self.a(x), self.b(x))).relu())
+
+
+@pytest.mark.parametrize(
+    ("combine", "width", "units"),
+    [
+        (_assembled, 32, [16, 20]),
+        (_upper_half, 16, [8, 20]),
+        (_behind_three, 16, [13, 20]),
+        (_third, 16, [20]),
+        (_counted, 16, [16, 20]),
+    ],
+)
+def test_tensors_of_one_number_that_are_written_to(combine: Any, width: int, units: list[int]) -> None:
+    """Buffers follow the width; who is written at a fixed place keeps what the code counts."""
+    space = trace(randomised(Filled(combine, width)), TOKENS, align=1)
+    assert [g.num_units for g in space.groups] == units
+    for ratio in (0.1, 0.5, 0.9):
+        assert space.verify(space.candidate(ratio)) <= 1e-5

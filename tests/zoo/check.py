@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.search_spaces import Candidate, SearchSpace, trace
@@ -203,19 +204,28 @@ def _check_gradients(subnet: nn.Module, result: Any) -> None:
     assert any(g.any() for g in gradients), "every gradient is zero"
 
 
-def _flops(subnet: nn.Module, call: Call) -> int:
-    """FLOPs of the subnet by PyTorch's own counter."""
-    with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _call(to_meta(subnet.eval()), map_tensors(call, lambda t: t.to("meta")))
-    return int(counter.get_total_flops())
-
-
 def _flops_on_the_traced_path(space: SearchSpace, candidate: Candidate, call: Call) -> int:
     """The same where sizes depend on values: what they decide is decided as in the trace."""
     path = ShapeCheck(space._trace, space.keep_atoms(space.kept_units(candidate)))
     subnet = space.materialise(candidate, share=True).eval()
     with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter, path:
         _call(subnet, call)
+    return int(counter.get_total_flops())
+
+
+def _flops(subnet: nn.Module, call: Call) -> int:
+    """FLOPs of the subnet by PyTorch's own counter: on meta, or on its tensors where its code looks at values."""
+    try:
+        return _counted(to_meta(subnet.eval()), map_tensors(call, lambda t: t.to("meta")))
+    except Exception:  # whatever the network raises on meta tensors
+        return _counted(subnet, call)
+
+
+def _counted(model: nn.Module, call: Call) -> int:
+    model.requires_grad_(False)  # the counter hooks into gradients, which some code has without a graph
+    # the counter does not know fused attention on a CPU
+    with plain_kernels(), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _call(model, call)
     return int(counter.get_total_flops())
 
 
