@@ -88,11 +88,12 @@ def group_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], ou
             tracer.assign(statistics, (Field((1,), f.atoms),))
 
 
-@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "sort", "topk")
+@rule("_softmax", "_log_softmax", "_safe_softmax", "cumsum", "cumprod", "sort", "argsort", "topk", "kthvalue")
 def along_one_dim(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
     """Mixes the positions of one dimension, which stays whole."""
     x = args[0]
-    dim = argument(args, kwargs, 1, "dim", -1) % max(x.dim(), 1)
+    place = 2 if tracer.ties.op.startswith(("aten.topk", "aten.kthvalue")) else 1  # those take how many first
+    dim = argument(args, kwargs, place, "dim", -1) % max(x.dim(), 1)
     labels = drop_axis(tracer, tracer.labels(x), dim, "a softmax or an order over it")
     for tensor in out if isinstance(out, tuple) else (out,):
         tracer.assign(tensor, labels)

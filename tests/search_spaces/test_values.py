@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.ops import batched_nms, roi_align
 
 from autoprune.search_spaces import UserError, trace
-from tests.search_spaces.nets import IMAGE, conv, randomised
+from tests.search_spaces.nets import IMAGE, TOKENS, conv, randomised
 
 
 class Boxes(nn.Module):
@@ -127,6 +127,26 @@ def test_where_the_largest_is_means_another_channel_after_a_cut(used: bool) -> N
             trace(model, IMAGE)
     else:
         assert [g.name for g in trace(model, IMAGE).groups] == ["a.0"]
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_the_largest_few_are_of_one_dimension(dim: int) -> None:
+    """`topk` takes how many before the dimension."""
+
+    class Few(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.head = nn.Linear(12, 16), nn.Linear(5 if dim == 2 else 16, 5)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.a(x).topk(5, dim)[0])
+
+    model = randomised(Few())
+    if dim == 2:
+        with pytest.raises(UserError, match="an order over it"):
+            trace(model, TOKENS)
+    else:
+        assert [g.name for g in trace(model, TOKENS).groups] == ["a"]
 
 
 class Remembers(nn.Module):

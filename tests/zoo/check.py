@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.search_spaces import Candidate, SearchSpace, trace
+from autoprune.search_spaces.shapes import ShapeCheck
 from autoprune.search_spaces.surgery import to_meta
 from autoprune.search_spaces.tracer import map_tensors, plain_kernels, tensors
 from tests.zoo import keeping
@@ -184,7 +185,7 @@ def _check_candidate(
         costs = space.costs(candidate)
         counted = sum(p.numel() for p in subnet.parameters())
         assert costs.params == counted, f"{costs.params} parameters, but the subnet has {counted}"
-        flops = _flops(subnet, call)
+        flops = _flops_on_the_traced_path(space, candidate, call) if case.sizes_vary else _flops(subnet, call)
         assert 2 * costs.macs == flops, f"{costs.macs} MACs, but the subnet takes {flops / 2:.0f}"
     return any(map(_differ, outputs, dense.tensors))
 
@@ -203,16 +204,18 @@ def _check_gradients(subnet: nn.Module, result: Any) -> None:
 
 
 def _flops(subnet: nn.Module, call: Call) -> int:
-    """FLOPs of the subnet by PyTorch's own counter: on meta, or on its tensors where its code looks at values."""
-    try:
-        return _counted(to_meta(subnet.eval()), map_tensors(call, lambda t: t.to("meta")))
-    except Exception:  # whatever the network raises on meta tensors
-        return _counted(subnet, call)
-
-
-def _counted(model: nn.Module, call: Call) -> int:
+    """FLOPs of the subnet by PyTorch's own counter."""
     with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        _call(model, call)
+        _call(to_meta(subnet.eval()), map_tensors(call, lambda t: t.to("meta")))
+    return int(counter.get_total_flops())
+
+
+def _flops_on_the_traced_path(space: SearchSpace, candidate: Candidate, call: Call) -> int:
+    """The same where sizes depend on values: what they decide is decided as in the trace."""
+    path = ShapeCheck(space._trace, space.keep_atoms(space.kept_units(candidate)))
+    subnet = space.materialise(candidate, share=True).eval()
+    with plain_kernels(), torch.no_grad(), FlopCounterMode(display=False) as counter, path:
+        _call(subnet, call)
     return int(counter.get_total_flops())
 
 
