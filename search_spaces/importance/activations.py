@@ -24,9 +24,8 @@ from autoprune.search_spaces.importance.base import (
     mean_scaled,
     on_device,
 )
-from autoprune.search_spaces.importance.reading import ReadingTracer
+from autoprune.search_spaces.importance.reading import read
 from autoprune.search_spaces.runs import without_own_storage
-from autoprune.search_spaces.tracer import run
 from autoprune.search_spaces.types import FloatArray
 
 if TYPE_CHECKING:
@@ -47,9 +46,7 @@ class ActivationCriterion(Criterion):
         for inputs, _ in batches:
             empty = False
             args, kwargs = arguments(on_device(inputs, model))
-            tracer = ReadingTracer(space, model, self.measure)
-            run(tracer, model, args, kwargs)
-            for place, (sums, count) in tracer.measured.items():
+            for place, (sums, count) in read(space, model, args, kwargs, self.measure).measured.items():
                 before = totals.get(place, (0.0, 0))
                 totals[place] = before[0] + sums, before[1] + count
         if empty:

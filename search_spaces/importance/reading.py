@@ -5,15 +5,16 @@ called. So a place is looked up where an op *reads* the units (`Tracer.reads`: a
 over channels), and from there back through ops that only move, pool or average positions to the last tensor that was
 computed. For conv -> batch norm -> relu -> pool -> conv that is the output of the relu; for a residual stream every sum
 that a layer reads; for attention the output of each head; for a pre-norm transformer the output of the norm. An op
-without a rule (a fused recurrent layer, which the trace on the meta device sees in parts) reads all it is given.
+without a rule reads all it is given; recurrent layers are spelled out, as the trace on the meta device sees them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autoprune.search_spaces import surgery
@@ -135,7 +136,21 @@ def reading_places(space: SearchSpace) -> list[Place]:
     Found in one run on the example inputs.
     """
     model = without_own_storage(space.model).eval()
-    tracer = ReadingTracer(space, model)
-    args, kwargs = space.example_inputs
+    return space.places_of(read(space, model, *space.example_inputs).reading_atoms)
+
+
+def read(
+    space: SearchSpace,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    measure: Measure | None = None,
+) -> ReadingTracer:
+    """Run `model`, a copy of the space's, on one batch."""
+    tracer = ReadingTracer(space, model, measure)
     run(tracer, model, args, kwargs)
-    return space.places_of(tracer.reading_atoms)
+    if any("mkldnn_rnn" in op for op in tracer.trace.unknown_ops):
+        tracer = ReadingTracer(space, model, measure)
+        with torch.backends.mkldnn.flags(enabled=False):
+            run(tracer, model, args, kwargs)
+    return tracer
