@@ -12,7 +12,11 @@ from tests.zoo.case import Case
 
 # They run on any image; 64 pixels.
 _ANY_SIZE = """
+<<<<<<< HEAD
     bat_resnext26ts caformer_s18 convformer_s18 convmixer_768_32 convnext_atto convnext_zepto_rms convnextv2_atto
+=======
+    caformer_s18 convformer_s18 convmixer_768_32 convnext_atto convnext_zepto_rms convnextv2_atto
+>>>>>>> timm
     cpubone_nano cpubone_b1_dwnorm cs3darknet_focus_s cs3se_edgenet_x cspdarknet53 cspresnext50 cspnext_tiny davit_tiny
     densenet121 densenetblur121d dla34 dla60_res2net dpn48b dm_nfnet_f0 eca_nfnet_l0 nf_regnet_b0 nf_ecaresnet26
     eca_vovnet39b ese_vovnet19b_slim_dw ese_vovnet39b_evos ecaresnet26t edgenext_xx_small efficientnet_b0
@@ -25,7 +29,11 @@ _ANY_SIZE = """
     repghostnet_050 repvgg_a0 repvit_m0_9 res2net50_26w_4s res2next50 resnest14d resnest50d_4s2x40d resnet10t
     resnet50_gn resnetblur18 resnetv2_50d_frn resnetv2_50x1_bit rexnet_100 selecsls42 sequencer2d_s skresnet18
     starnet_s050 tresnet_m vgg11_bn
+<<<<<<< HEAD
 """.split()
+=======
+"""
+>>>>>>> timm
 
 # They take the size of their images as an argument; 64 pixels.
 _GIVEN_SIZE = """
@@ -37,7 +45,11 @@ _GIVEN_SIZE = """
     vit_base_patch16_xp_224 vit_pe_core_tiny_patch16_384 vit_relpos_small_patch16_224 vit_small_patch16_18x2_224
     vit_small_patch16_dinov3 vit_small_patch16_rope_224 vit_srelpos_small_patch16_224 vit_tiny_patch16_224
     vit_tiny_r_s16_p8_224 vitamin_small_224 volo_d1_224
+<<<<<<< HEAD
 """.split()
+=======
+"""
+>>>>>>> timm
 
 # Pixels where others are needed: patches of 14, windows of 7 in four stages, valid convolutions, tables of fixed size.
 _OTHERS = {
@@ -48,7 +60,11 @@ _OTHERS = {
     "levit_conv_128s pit_ti_224 sam2_hiera_tiny shvit_s1 swiftformer_xs swin_tiny_patch4_window7_224 tiny_vit_5m_224 "
     "twins_pcpvt_small twins_svt_small visformer_tiny",
     240: "crossvit_tiny_240",
+<<<<<<< HEAD
     256: "botnet26t_256 halonet26t lambda_resnet26rpt_256 sebotnet33ts_256",
+=======
+    256: "bat_resnext26ts botnet26t_256 halonet26t lambda_resnet26rpt_256 sebotnet33ts_256",
+>>>>>>> timm
 }
 
 
@@ -58,8 +74,13 @@ def _case(name: str, pixels: int, **arguments: Any) -> Case:
 
 
 CASES = [
+<<<<<<< HEAD
     *(_case(name, 64) for name in _ANY_SIZE),
     *(_case(name, 64, img_size=64) for name in _GIVEN_SIZE),
+=======
+    *(_case(name, 64) for name in _ANY_SIZE.split()),
+    *(_case(name, 64, img_size=64) for name in _GIVEN_SIZE.split()),
+>>>>>>> timm
     *(_case(name, pixels) for pixels, names in _OTHERS.items() for name in names.split()),
     _case("csatv2", 512),
     _case("eva02_tiny_patch14_224", 56, img_size=56),
