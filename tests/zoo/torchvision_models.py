@@ -22,12 +22,12 @@ _CLASSIFICATION: dict[str, tuple[int, dict[str, Any]]] = {
     "vgg.*|regnet_y_128gf": (32, {}),
 }
 
-# (frames, pixels), builder arguments
-_VIDEO: dict[str, tuple[tuple[int, int], dict[str, Any]]] = {
-    "mvit.*": ((16, 224), {}),  # its position tables have fixed sizes
-    "s3d": ((16, 224), {}),  # it pools 2 x 7 x 7 positions at the end
-    "swin3d.*": ((4, 64), {}),
-    "": ((4, 48), {}),
+# videos, frames, pixels, seconds
+_VIDEO: dict[str, tuple[int, int, int, float | None]] = {
+    "mvit.*": (1, 16, 224, 1200),  # its position tables have fixed sizes
+    "s3d": (2, 16, 224, 600),  # it pools 2 x 7 x 7 positions at the end
+    "swin3d.*": (2, 4, 64, None),
+    "": (2, 4, 48, None),
 }
 
 _BOXES = {"score_thresh": 0.0, "detections_per_img": 4, "topk_candidates": 8}
@@ -61,8 +61,8 @@ def _segmentation(name: str, aux: bool) -> Case:
 
 
 def _video(name: str) -> Case:
-    (frames, size), arguments = _settings(_VIDEO, name)
-    return _case(name, arguments, partial(torch.randn, 2, 3, frames, size, size))
+    batch, frames, size, seconds = _settings(_VIDEO, name)
+    return _case(name, {}, partial(torch.randn, batch, 3, frames, size, size), seconds=seconds)
 
 
 def _flow(name: str) -> Case:
