@@ -238,7 +238,8 @@ def _sizes(
 ) -> dict[tuple[str, int], tuple[list[IntArray], list[IntArray]]]:
     """(module, size) -> atoms along every labelled axis of that size, of inputs and of outputs of the module's ops."""
     found: dict[tuple[str, int], tuple[list[IntArray], list[IntArray]]] = {}
-    seen: set[tuple[str, int, int, bool]] = set()
+    seen: set[tuple[str, int, int]] = set()  # by identity, which is quick
+    known: set[tuple[str, int, bytes]] = set()
     for op in ops:
         values = wanted.get(op.module)
         if values is None:
@@ -249,9 +250,12 @@ def _sizes(
             for spec in specs:
                 for f in spec.labels:
                     for axis, size in enumerate(f.atoms.shape):
-                        key = (op.module, id(f.atoms), axis, is_output)
-                        if size in values and key not in seen:
-                            seen.add(key)
-                            atoms = np.moveaxis(f.atoms, axis, 0).reshape(size, -1)
+                        if size not in values or (op.module, id(f.atoms), axis) in seen:
+                            continue
+                        seen.add((op.module, id(f.atoms), axis))
+                        atoms = np.moveaxis(f.atoms, axis, 0).reshape(size, -1)
+                        content = (op.module, size, atoms.tobytes())
+                        if content not in known:
+                            known.add(content)
                             found.setdefault((op.module, size), ([], []))[is_output].append(atoms)
     return found

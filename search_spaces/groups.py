@@ -119,9 +119,12 @@ class Grouping:
 
     def first_atoms(self, index: int) -> IntArray:
         """One atom of every unit of a group, in unit order."""
-        _, first = np.unique(self.solution.component, return_index=True)
-        atoms: IntArray = first[self.components[index]]
+        atoms: IntArray = self._first_atom[self.components[index]]
         return atoms
+
+    @cached_property
+    def _first_atom(self) -> IntArray:
+        return np.unique(self.solution.component, return_index=True)[1]
 
 
 def make_levels(num_units: int, positions: int, align: int, max_levels: int) -> tuple[int, ...]:
@@ -253,7 +256,9 @@ class _Owners:
         self.atoms: dict[str, list[IntArray]] = {}
         for _, name, atoms in spans:
             self.atoms.setdefault(name, []).append(atoms)
-        produced = np.unique(produced)
+        made = np.zeros(len(component), bool)
+        made[produced] = True
+        produced = np.flatnonzero(made)
         self.produced = produced[np.argsort(component[produced], kind="stable")]
         self.components = component[self.produced]  # ascending, so that those of one component are found at once
 

@@ -187,7 +187,6 @@ class _Prover:
         atoms = [int(self.space.grouping.first_atoms(i)[0]) for i in failing]
         before = self.space
         for count, undo in enumerate(self.fixes(failure, failing)):
-            self.space = self.build()
             again = {int(self.space.grouping.group_of_atom[a]) for a in atoms} - {-1}
             left = self.attempt(way, run, again) if again else failure
             if left is None or (left.passed > failure.passed and left.module != failure.module):
@@ -199,7 +198,7 @@ class _Prover:
         return False
 
     def fixes(self, failure: Failure, failing: list[int]) -> Iterator[Callable[[], None]]:
-        """Apply one fix after the other; each yields how to undo it."""
+        """Apply one fix after the other to `space`; each yields how to undo it beside that."""
         attributes, grouping = self.attributes, self.space.grouping
         others: list[Choice] = []
         alone: list[Choice] = []
@@ -212,6 +211,7 @@ class _Prover:
         if self.tie(failing):
             for other in self.alike(failure.module, failing):
                 self.tie(other)
+            self.space = self.build()
             yield lambda: ties.back_to(mark)
         for choice in alone:
             yield from self.chosen(choice)
@@ -223,6 +223,7 @@ class _Prover:
         if made not in self.made:
             attributes.chosen = {**before, **choice}
             self.made.add(made)
+            self.space = self.space.with_sites(attributes.sites(self.space.grouping))
 
             def undo() -> None:
                 attributes.chosen = before

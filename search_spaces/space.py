@@ -5,6 +5,7 @@ Shape letters: n candidates, G groups.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -332,6 +333,12 @@ class SearchSpace:
                     if index >= 0:
                         found[index].append((name, dim))
         return found
+
+    def with_sites(self, sites: Sequence[Site]) -> SearchSpace:
+        """The same space with other numbers that surgery sets."""
+        other = copy.copy(self)
+        other._sites = sites
+        return other
 
     def attributes(self, candidate: Candidate) -> list[surgery.Change]:
         """(module path, attribute, value) that surgery sets beside the tensors."""
