@@ -272,6 +272,9 @@ def _collector_paused() -> Iterator[None]:
 
 def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call the model under the tracer, without gradients; returns its output."""
+    # The first op would load it, and loading it keeps the frames of the model alive, with the tensors they hold.
+    import torch._dynamo
+
     with plain_kernels(model), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
 

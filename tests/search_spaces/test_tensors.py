@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -188,3 +190,13 @@ def test_tensors_of_one_number_that_are_written_to(combine: Any, width: int, uni
     assert [g.num_units for g in space.groups] == units
     for ratio in (0.1, 0.5, 0.9):
         assert space.verify(space.candidate(ratio)) <= 1e-5
+
+
+def test_the_first_trace_of_a_process_is_like_any_other() -> None:
+    """Storages live as long as later: what torch loads at its first op must not hold on to them."""
+    code = (
+        "from autoprune.search_spaces import trace; from tests.search_spaces.nets import IMAGE, Residual\n"
+        "peaks = [trace(Residual().eval(), IMAGE).costs((0, 0)).peak_bytes for _ in range(2)]\n"
+        "assert peaks[0] == peaks[1], peaks"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
