@@ -6,7 +6,7 @@ either index-selected or shared, never copied and thrown away. Which units go is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -53,8 +53,32 @@ def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Modul
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo.setdefault(id(value), value.detach())
-    smaller: nn.Module = Skeleton(memo).copy(model)
+    smaller: nn.Module
+    try:
+        smaller = Skeleton(dict(memo)).copy(model)
+    except RuntimeError:  # the code keeps results with their graph deeper down: they are copied without it
+        memo |= {id(t): t.detach() for t in _with_graph(list(map(vars, model.modules())), set()) if id(t) not in memo}
+        smaller = Skeleton(memo).copy(model)
     return smaller
+
+
+def _with_graph(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors with a graph in nested containers and plain objects."""
+    if id(value) in seen or isinstance(value, nn.Module):
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        if not value.is_leaf:
+            yield value
+        return
+    if isinstance(value, Mapping):
+        inside: Iterable[Any] = value.values()
+    elif isinstance(value, list | tuple | set):
+        inside = value
+    else:
+        inside = getattr(value, "__dict__", {}).values()
+    for each in inside:
+        yield from _with_graph(each, seen)
 
 
 def to_meta(model: nn.Module) -> nn.Module:

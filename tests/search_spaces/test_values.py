@@ -166,6 +166,35 @@ def test_what_code_keeps_for_its_next_call_changes_nothing() -> None:
     assert [g.name for g in trace(randomised(Remembers()), IMAGE).groups] == ["a.0"]
 
 
+class Results:
+    """No module, and not a container either."""
+
+    def __init__(self, features: Tensor) -> None:
+        self.features = [features]
+
+
+class KeepsResults(nn.Module):
+    """Keeps results with their graph in an object of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 16), nn.Conv2d(16, 5, 1)
+        self.last: Results | None = None
+
+    def forward(self, x: Tensor) -> Any:
+        self.last = Results(self.a(x))
+        return self.head(self.last.features[0])
+
+
+def test_a_model_that_keeps_results_of_its_last_call() -> None:
+    model: Any = randomised(KeepsResults())
+    model(IMAGE)
+    space = trace(model, IMAGE)
+    assert [g.name for g in space.groups] == ["a.0"]
+    assert space.verify(space.smallest) <= 1e-5
+    assert model.last.features[0].requires_grad
+
+
 class LookedUp(nn.Module):
     """Several indices at once, side by side and apart, and a mask."""
 
