@@ -123,7 +123,8 @@ def find_attributes(model: nn.Module, parameters: Mapping[str, Labels], ops: Ite
         declared = list(_declared(path, module, names, parameters))
         found.declared += declared
         known = {(place.name, place.index) for place, _, _ in declared}
-        if "weight" in module._parameters:
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.dim() > 1:
             known.add(("groups", None))  # channels of a group may be as many as groups: only the weight's shape tells
         places = [p for p in _numbers(path, module) if (p.name, p.index) not in known]
         if places:
