@@ -8,7 +8,7 @@ do in the sliced model; so do numbers that code makes from a width, the scale of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autoprune.search_spaces import surgery
 from autoprune.search_spaces.labels import field_at
 from autoprune.search_spaces.numbers import numbers, with_numbers
-from autoprune.search_spaces.rules.norm import reduced_dims
+from autoprune.search_spaces.rules.norm import BATCH_NORMS, reduced_dims, takes_statistics
 from autoprune.search_spaces.rules.registry import argument
 from autoprune.search_spaces.runs import Run, without_own_storage
 from autoprune.search_spaces.tracer import ParameterLabels, Tracer, map_tensors, plain_kernels, run, tensors
@@ -111,19 +111,37 @@ def _group_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwarg
     return (torch.zeros_like(x).index_copy(1, index, small), *rest)
 
 
-def _convolution(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    x, places = args[0], {}
-    for dim in range(2, x.dim()):
-        index = tracer.indices(args[0], dim)
-        if index is not None:
-            x, places[dim] = x.index_select(dim, index), index
+def _kept_places(tracer: SilencingTracer, x: Tensor, dims: Iterable[int]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The kept positions of `dims`, and their indices where some were cut."""
+    places = {dim: index for dim in dims if (index := tracer.indices(x, dim)) is not None}
+    for dim, index in places.items():
+        x = x.index_select(dim, index)
+    return x, places
+
+
+def _put_back(small: Tensor, shape: Sequence[int], places: dict[int, Tensor]) -> Tensor:
+    """Zeros where positions were cut; `shape` is right along the dimensions of `places`."""
+    for dim, index in places.items():
+        sizes = [shape[d] if d == dim else size for d, size in enumerate(small.shape)]
+        small = small.new_zeros(sizes).index_copy(dim, index, small)
+    return small
+
+
+def _batch_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    if not takes_statistics(str(func), args):
+        return None
+    small, places = _kept_places(tracer, x, [d for d in range(x.dim()) if d != 1])
     if not places:
         return None
-    out = func(x, *args[1:], **kwargs)
-    for dim, index in places.items():
-        full = out.new_zeros([args[0].shape[d] if d == dim else size for d, size in enumerate(out.shape)])
-        out = full.index_copy(dim, index, out)
-    return out
+    result, *statistics = func(small, *args[1:], **kwargs)
+    return (_put_back(result, x.shape, places), *statistics)
+
+
+def _convolution(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    small, places = _kept_places(tracer, x, range(2, x.dim()))
+    return _put_back(func(small, *args[1:], **kwargs), x.shape, places) if places else None
 
 
 def _weight_norm(tracer: SilencingTracer, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -151,6 +169,7 @@ _RESTRICTED: dict[str, Callable[[SilencingTracer, Any, tuple[Any, ...], dict[str
     "native_group_norm": _group_norm,
     "_weight_norm_interface": _weight_norm,
     "convolution": _convolution,
+    **dict.fromkeys(BATCH_NORMS, _batch_norm),
     **dict.fromkeys(("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "linalg_vector_norm"), _statistic),
 }
 

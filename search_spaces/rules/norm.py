@@ -22,13 +22,23 @@ BATCH_NORMS = (
 
 @rule(*BATCH_NORMS)
 def batch_norm(tracer: Tracer, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-    """Per channel: x [N, C, ...] unites with weight, bias and running statistics [C]."""
+    """Per channel: x [N, C, ...] unites with weight, bias and running statistics [C]. Statistics of the batch run over
+    the other dimensions: kernels are standardised so, over their input channels.
+    """
     labels = _unite_channels(tracer, args[0], args[1:5])
+    if takes_statistics(tracer.ties.op, args):
+        for other in without(labels, (1,)):
+            tracer.ties.mark_inexact(other.atoms)
     tracer.assign(out[0], labels)
     f = field_at(labels, 1)
     for statistics in out[1:3]:
         if f is not None and statistics.shape == (args[0].shape[1],):
             tracer.assign(statistics, (Field((0,), f.atoms),))
+
+
+def takes_statistics(op: str, args: tuple[Any, ...]) -> bool:
+    """Does a batch norm use the statistics of what it is given? `training` is the only flag among its arguments."""
+    return "with_update" in op or any(a is True for a in args)
 
 
 def _unite_channels(tracer: Tracer, x: Tensor, per_channel: tuple[Any, ...]) -> Labels:

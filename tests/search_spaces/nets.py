@@ -354,6 +354,19 @@ class ChannelAttention(nn.Module):
         return self.head(x * gate.view(x.shape[0], -1, 1, 1))
 
 
+class StandardisedByBatchNorm(nn.Module):
+    """Kernels standardised over their input channels by the op of batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 16), nn.Conv2d(16, 24, 3), nn.Conv2d(24, 5, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        kernel = self.b.weight.flatten(1).unsqueeze(0)
+        kernel = F.batch_norm(kernel, None, None, training=True).view_as(self.b.weight)
+        return self.head(F.conv2d(self.a(x), kernel, self.b.bias).relu())
+
+
 class Normalised(nn.Module):
     """Tokens looked up by index, weights divided by their norm, cosine similarity to class vectors."""
 
@@ -394,5 +407,6 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "spatial_gate": (SpatialGate, IMAGE),
     "windows": (Windows, IMAGE),
     "channel_attention": (ChannelAttention, IMAGE),
+    "standardised_by_batch_norm": (StandardisedByBatchNorm, IMAGE),
     "normalised": (Normalised, TOKENS),
 }
