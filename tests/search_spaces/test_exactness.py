@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from autoprune.search_spaces import Candidate, SearchSpace, trace
 from autoprune.search_spaces.tracer import map_tensors, tensors
+from tests.search_spaces.memory import PeakMemory
 from tests.search_spaces.nets import IMAGE, Plain, Residual, randomised
 from tests.search_spaces.patterns import EXPECTED, PATTERNS
 
@@ -101,35 +99,15 @@ def test_costs_of_an_array_equal_those_of_each() -> None:
         assert (one.macs, one.params, one.peak_bytes) == (costs.macs[i], costs.params[i], costs.peak_bytes[i])
 
 
-class _Recorder(TorchDispatchMode):
-    """Peak of bytes held by storages that ops allocated, on the real subnet and real tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.live: dict[int, tuple[int, StorageWeakRef]] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
-        for t in tree_leaves(out):
-            if torch.is_tensor(t) and (key := t.untyped_storage()._cdata) not in given:
-                ref = StorageWeakRef(t.untyped_storage())
-                self.live[key] = (t.untyped_storage().nbytes(), ref)
-        self.live = {k: v for k, v in self.live.items() if not v[1].expired()}
-        self.peak = max(self.peak, sum(size for size, _ in self.live.values()))
-        return out
-
-
 @pytest.mark.parametrize("name", ["plain", "residual", "dense", "inverted_residual", "norms", "attention", "split"])
 def test_memory_is_what_the_subnet_allocates(name: str) -> None:
     space = space_of(name)
     args, _ = space.example_inputs
     for candidate in (space.dense, space.candidate(0.75), space.candidate(0.5)):
         subnet = space.materialise(candidate)
-        with torch.no_grad(), _Recorder() as recorder:
+        with torch.no_grad(), PeakMemory() as memory:
             subnet(*args)
-        assert space.costs(candidate).peak_bytes == pytest.approx(recorder.peak, rel=0.1)
+        assert space.costs(candidate).peak_bytes == pytest.approx(memory.peak, rel=0.1)
 
 
 def test_unknown_ops_are_named() -> None:
