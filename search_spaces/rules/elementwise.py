@@ -45,7 +45,7 @@ def unite_operands(tracer: Tracer, operands: list[tuple[Tensor, Labels]], shape:
             tracer.ties.unite(arrays[0], other, "meets a constant of full size")
         if all(a.any() for a in arrays):
             spread = (simplify(np.broadcast_to(a, [shape[d] for d in dims]), dims) for a in arrays)
-            result.append(min((f for f in spread if f), key=lambda f: len(f.dims)))
+            result += sorted((f for f in spread if f), key=lambda f: len(f.dims))[:1]  # none in an empty tensor
     return tuple(result)
 
 
