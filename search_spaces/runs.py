@@ -85,13 +85,13 @@ def _trace(copied: Callable[[], nn.Module], args: tuple[Any, ...], kwargs: dict[
     model = copied()
     ties = Ties()
     parameters = ParameterLabels(ties)
-    names = {id(t): name for name, t in surgery.named_tensors(model).items()}
-    tracer = Tracer(ties, parameters, names)
+    named = surgery.named_tensors(model)
+    tracer = Tracer(ties, parameters, named)
     with Run.seeded():
         _pin_outputs(tracer, run(tracer, model.eval(), args, kwargs))
     runs = [Run(False, args, kwargs, tracer.trace)]
     if any(name not in parameters.by_name and p.numel() > 1 for name, p in model.named_parameters()):
-        runs += _train_run(model, args, kwargs, ties, parameters, names)
+        runs += _train_run(model, args, kwargs, ties, parameters, named)
     # another copy: what the code kept for its next call (anchors, masks) may have sent that another way
     return Traced(copied().eval(), ties, parameters.by_name, runs)
 
@@ -102,12 +102,12 @@ def _train_run(
     kwargs: dict[str, Any],
     ties: Ties,
     parameters: ParameterLabels,
-    names: dict[int, str],
+    named: dict[str, Tensor],
 ) -> list[Run]:
     """Heads that run only in training: at the given batch, else at twice it (BatchNorm refuses one value)."""
     model.train()
     for inputs in ((args, kwargs), map_tensors((args, kwargs), _doubled)):
-        tracer = Tracer(ties, parameters, names)
+        tracer = Tracer(ties, parameters, named)
         try:
             with Run.seeded():
                 _pin_outputs(tracer, run(tracer, model, *inputs))

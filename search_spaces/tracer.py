@@ -101,19 +101,21 @@ class ParameterLabels:
 
 
 class Tracer(TorchDispatchMode):
-    """Applies a rule to every ATen call of the model `names` was made from.
+    """Applies a rule to every ATen call of the model that `named` are the tensors of.
 
     Args:
         ties: where rules say what must be united.
         parameters: labels of parameters and buffers by name; shared by several runs of one model.
-        names: id of a parameter or buffer -> its name.
+        named: parameters and buffers by name; kept here, so that no tensor made while the model runs gets the id of one
+            that its code replaced.
     """
 
-    def __init__(self, ties: Ties, parameters: ParameterLabels, names: Mapping[int, str]) -> None:
+    def __init__(self, ties: Ties, parameters: ParameterLabels, named: Mapping[str, Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ties = ties
         self.parameters = parameters
-        self.names = names
+        self.names = {id(tensor): name for name, tensor in named.items()}
+        self._named = named
         self.trace = Trace()
         self.paths = ModulePaths()
         self._filled: Counter[str] = Counter()

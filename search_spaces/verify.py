@@ -8,7 +8,7 @@ do in the sliced model; so do numbers that code makes from a width, the scale of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,10 +42,10 @@ class SilencingTracer(Tracer):
         self,
         keep: NDArray[np.bool_],
         parameters: ParameterLabels,
-        names: dict[int, str],
+        named: Mapping[str, Tensor],
         of_subnet: Sequence[tuple[Any, tuple[Any, ...]]] = (),
     ) -> None:
-        super().__init__(parameters.ties, parameters, names)
+        super().__init__(parameters.ties, parameters, named)
         self.keep = keep
         self.of_subnet = iter(of_subnet)
 
@@ -198,11 +198,11 @@ def relative_error(space: SearchSpace, kept_units: Sequence[IntArray]) -> float:
     args, kwargs = space.example_inputs
     smaller = space.cut(kept_units, share=True).eval()
     model = without_own_storage(space.model).eval()
-    names = {id(t): name for name, t in surgery.named_tensors(model).items()}
+    named = surgery.named_tensors(model)
     with sdpa_kernel(SDPBackend.MATH):
         with plain_kernels(smaller), torch.no_grad(), Run.seeded(), _Numbers() as of_subnet:
             actual = list(tensors(smaller(*map_tensors(args, torch.clone), **map_tensors(kwargs, torch.clone))))
-        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), names, of_subnet.seen)
+        tracer = SilencingTracer(space.keep_atoms(kept_units), space.parameter_labels(), named, of_subnet.seen)
         with Run.seeded():
             expected = list(tensors(run(tracer, model, *map_tensors((args, kwargs), torch.clone))))
     if [t.shape for t in actual] != [t.shape for t in expected]:

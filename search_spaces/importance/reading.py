@@ -49,7 +49,7 @@ class ReadingTracer(Tracer):
 
     def __init__(self, space: SearchSpace, model: nn.Module, measure: Measure | None = None) -> None:
         parameters = space.parameter_labels()
-        super().__init__(parameters.ties, parameters, {id(t): n for n, t in surgery.named_tensors(model).items()})
+        super().__init__(parameters.ties, parameters, surgery.named_tensors(model))
         self.space = space
         self.measure = measure
         self.reading_atoms: list[IntArray] = []

@@ -367,6 +367,23 @@ class StandardisedByBatchNorm(nn.Module):
         return self.head(F.conv2d(self.a(x), kernel, self.b.bias).relu())
 
 
+class ReplacedBuffer(nn.Module):
+    """Code that replaces a buffer: the memory of the old one goes to what is made next."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(1, 4))
+        self.a, self.b, self.head = nn.Linear(12, 16), nn.Linear(16, 24), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.table.shape[1] != x.shape[1]:
+            self.table = torch.ones(1, x.shape[1], device=x.device)
+        x = F.relu(self.b(F.relu(self.a(x)))) * self.table[..., None]
+        return self.head(x.mean(1))
+
+
 class Normalised(nn.Module):
     """Tokens looked up by index, weights divided by their norm, cosine similarity to class vectors."""
 
@@ -408,5 +425,6 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "windows": (Windows, IMAGE),
     "channel_attention": (ChannelAttention, IMAGE),
     "standardised_by_batch_norm": (StandardisedByBatchNorm, IMAGE),
+    "replaced_buffer": (ReplacedBuffer, TOKENS),
     "normalised": (Normalised, TOKENS),
 }

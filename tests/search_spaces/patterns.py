@@ -40,6 +40,7 @@ EXPECTED = {
     "one_key_for_all": {"q": 8, "v": 10},
     "windows": {"a.0": 16, "b.0": 12, "mix": 8, "c.0": 16},
     "standardised_by_batch_norm": {"a.0": 16, "b": 24},
+    "replaced_buffer": {"a": 16, "b": 24},
     "channel_attention": {"a.0": 16},
     "c2f": {"stem.0": 12, "enter.0": 16, "inner.0.0.0": 16, "inner.1.0.0": 16, "leave.0": 20},
     "slices": {"a.0": 8, "partial.0": 8, "b.0": 20},

@@ -53,6 +53,9 @@ _OTHERS = {
 
 
 def _case(name: str, pixels: int, **arguments: Any) -> Case:
+    settings = timm.get_pretrained_cfg(name)
+    if settings is not None and settings.num_classes == 0:  # an encoder: its whole width would be an output
+        arguments["num_classes"] = 10
     build = partial(timm.create_model, name, **arguments)
     return Case(library="timm", name=name, build=build, inputs=partial(torch.randn, 2, 3, pixels, pixels))
 
