@@ -22,6 +22,9 @@ _UNCHANGING = frozenset((
     torch.dtype, torch.device, torch.Size, torch.layout, torch.memory_format,
 ))  # fmt: skip
 
+_HOOKS = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, dict))
+"""Dictionaries that every module has, most of them empty."""
+
 _ABSENT = object()
 
 
@@ -38,15 +41,14 @@ class Skeleton:
         if kind in _UNCHANGING:
             return value
         memo, key = self.memo, id(value)
-        known = memo.get(key, _ABSENT)
-        if known is not _ABSENT:
-            return known
+        if key in memo:
+            return memo[key]
         made: Any
         if kind is dict or (kind is OrderedDict and not value.__dict__):
             made = memo[key] = kind()
-            if value:
-                for name, item in value.items():
-                    made[name if type(name) is str else self.copy(name)] = self.copy(item)
+            for name, item in value.items():
+                known = memo.get(id(item), _ABSENT)  # tensors are known: no call for each of them
+                made[name if type(name) is str else self.copy(name)] = self.copy(item) if known is _ABSENT else known
         elif kind is list:
             made = memo[key] = []
             made.extend(map(self.copy, value))
@@ -59,8 +61,16 @@ class Skeleton:
             state = vars(made)
             state.update(vars(value))
             for name, item in state.items():
-                if type(item) not in _UNCHANGING:
+                kind = type(item)
+                if kind in _UNCHANGING:
+                    continue
+                known = memo.get(id(item), _ABSENT)
+                if known is not _ABSENT:
+                    state[name] = known
+                elif item or name not in _HOOKS:
                     state[name] = self.copy(item)
+                else:
+                    state[name] = memo[id(item)] = kind()
         else:
             made = copy.deepcopy(value, memo)
         return made
@@ -70,11 +80,10 @@ class Skeleton:
         kind = type(module)
         if kind not in self._plain:
             self._plain[kind] = _has_plain_class(kind)
-        return self._plain[kind] and _SPECIAL.isdisjoint(vars(module))
-
-
-_SPECIAL = frozenset(("__deepcopy__", "__reduce_ex__", "_compiled_call_impl"))
-"""Attributes of one module by which it is copied in another way; a compiled call is not copied at all."""
+        # one module may say itself how it is copied, too; a compiled call is not copied at all
+        own = vars(module)
+        special = "__deepcopy__" in own or "__reduce_ex__" in own or "_compiled_call_impl" in own
+        return self._plain[kind] and not special
 
 
 def _has_plain_class(kind: type[nn.Module]) -> bool:

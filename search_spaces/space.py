@@ -280,9 +280,11 @@ class SearchSpace:
         return self.kept_indices(self.kept_units(candidate, importance))
 
     def kept_indices(self, kept_units: Sequence[IntArray]) -> dict[str, tuple[IntArray | None, ...]]:
-        """As `kept`, from kept unit indices per group."""
+        """As `kept`, from kept unit indices per group, ascending."""
         keep = self.keep_mask(kept_units)
         found: dict[int, IntArray | None] = {}  # many tensors share one array of components, and so of indices
+        for component, units in zip(self.grouping.components, kept_units, strict=True):
+            found[id(component)] = np.asarray(units) if len(units) < len(component) else None
         result: dict[str, tuple[IntArray | None, ...]] = {}
         for name, (rank, dims) in self._cuttable.items():
             indices: list[IntArray | None] = [None] * rank
@@ -381,10 +383,10 @@ class SearchSpace:
     def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:
         """By name: (rank, [(dim, component of every position)]) of tensors with a dimension that can shrink.
 
-        Equal arrays of components are one array.
+        Equal arrays of components are one array, that of `Grouping.components` where it holds a group's units in order.
         """
         grouping = self.grouping
-        arrays: dict[bytes, IntArray] = {}
+        arrays = {component.tobytes(): component for component in grouping.components}
         result = {}
         for name, tensor in surgery.named_tensors(self.model).items():
             dims = []

@@ -29,17 +29,25 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """As `named_parameters` and `named_buffers`, in one walk."""
+    """As `named_parameters` and `named_buffers`, in one walk and without their generators, several times as fast."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    modules = [(f"{path}." if path else "", module) for path, module in model.named_modules()]
     seen: set[int] = set()
-    for kind, found in (("_parameters", parameters), ("_buffers", buffers)):
-        for prefix, module in modules:
-            for name, tensor in getattr(module, kind).items():
+
+    def walk(module: nn.Module, prefix: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        for own, found in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in own.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     found[prefix + name] = tensor
+        for name, child in module._modules.items():
+            if child is not None:
+                walk(child, f"{prefix}{name}.")
+
+    walk(model, "")
     return parameters, buffers
 
 
@@ -98,11 +106,10 @@ def cut(model: nn.Module, kept: Kept, attributes: Iterable[Change] = (), *, shar
     select = _Select()
     new = {}
     with torch.no_grad():
-        for name, tensor in parameters.items():
-            data = select(tensor, kept[name]) if name in kept else tensor if share else tensor.clone()
-            new[id(tensor)] = _like(tensor, data)
-        for name, tensor in buffers.items():
-            new[id(tensor)] = select(tensor, kept[name]) if name in kept else tensor.clone()
+        for named, may_share in ((parameters, share), (buffers, False)):
+            for name, tensor in named.items():
+                data = select(tensor, kept[name]) if name in kept else tensor
+                new[id(tensor)] = _like(tensor, tensor.clone() if data is tensor and not may_share else data)
     smaller = replace_tensors(model, new)
     set_attributes(smaller, attributes)
     return smaller
@@ -112,10 +119,10 @@ class _Select:
     """Cuts tensors; an array of indices that several tensors share becomes a tensor once."""
 
     def __init__(self) -> None:
-        self._indices: dict[tuple[int, torch.device], Tensor] = {}
+        self._indices: dict[int, Tensor] = {}
 
     def __call__(self, tensor: Tensor, kept: Sequence[IntArray | None]) -> Tensor:
-        """The kept positions of a tensor, in its memory format."""
+        """The kept positions of a tensor, in its memory format; the tensor itself where nothing is cut."""
         cuts = [(d, i) for d, i in enumerate(kept) if i is not None]
         if len(cuts) > 1:  # what shrinks most first, so that the next copies less; rows before columns, which cost more
             cuts.sort(key=lambda cut: len(cut[1]) / tensor.shape[cut[0]])
@@ -127,10 +134,10 @@ class _Select:
         return data
 
     def _index(self, index: IntArray, device: torch.device) -> Tensor:
-        key = id(index), device  # the arrays outlive this object: the caller of `cut` holds them
-        if key not in self._indices:
-            self._indices[key] = torch.as_tensor(index, device=device)
-        return self._indices[key]
+        found = self._indices.get(id(index))  # the arrays outlive this object: the caller of `cut` holds them
+        if found is None or found.device != device:
+            found = self._indices[id(index)] = torch.as_tensor(index, device=device)
+        return found
 
 
 def set_attributes(model: nn.Module, changes: Iterable[Change]) -> None:
