@@ -67,10 +67,10 @@ class Skeleton:
                 known = memo.get(id(item), _ABSENT)
                 if known is not _ABSENT:
                     state[name] = known
-                elif item or name not in _HOOKS:
-                    state[name] = self.copy(item)
-                else:
+                elif name in _HOOKS and not item:
                     state[name] = memo[id(item)] = kind()
+                else:
+                    state[name] = self.copy(item)
         else:
             made = copy.deepcopy(value, memo)
         return made
