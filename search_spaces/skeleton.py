@@ -3,7 +3,8 @@
 Most of what deepcopy costs is the dozen hook dictionaries of every module, empty as a rule, each rebuilt through the
 pickle protocol. Here modules and plain containers are copied at once, values that cannot change are shared, and all
 else goes to `copy.deepcopy` with the same memo: so references between modules, tied tensors, bound methods and cached
-values stay right, and a class that says itself how it is copied is asked.
+values stay right, and a class that says itself how it is copied is asked. One thing deepcopy refuses: tensors with a
+graph, as a hook makes of parameters (``torch.nn.utils.weight_norm``); they are kept without it.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ class Skeleton:
                     state[name] = memo[id(item)] = kind()
                 else:
                     state[name] = self.copy(item)
+        elif isinstance(value, torch.Tensor) and not value.is_leaf:
+            made = memo[key] = value.detach()
         else:
             made = copy.deepcopy(value, memo)
         return made

@@ -281,19 +281,22 @@ class SearchSpace:
 
     def kept_indices(self, kept_units: Sequence[IntArray]) -> dict[str, tuple[IntArray | None, ...]]:
         """As `kept`, from kept unit indices per group, ascending."""
-        keep = self.keep_mask(kept_units)
         found: dict[int, IntArray | None] = {}  # many tensors share one array of components, and so of indices
         for component, units in zip(self.grouping.components, kept_units, strict=True):
             found[id(component)] = np.asarray(units) if len(units) < len(component) else None
+        mixed = [component for component in self._component_arrays if id(component) not in found]
+        if mixed:
+            keep = self.keep_mask(kept_units)
+            for component in mixed:
+                kept = np.flatnonzero(keep[component])
+                found[id(component)] = kept if len(kept) < len(component) else None
         result: dict[str, tuple[IntArray | None, ...]] = {}
         for name, (rank, dims) in self._cuttable.items():
-            indices: list[IntArray | None] = [None] * rank
-            for dim, component in dims:
-                if id(component) not in found:
-                    kept = np.flatnonzero(keep[component])
-                    found[id(component)] = kept if len(kept) < len(component) else None
-                indices[dim] = found[id(component)]
-            if any(i is not None for i in indices):
+            cuts = [(dim, index) for dim, component in dims if (index := found[id(component)]) is not None]
+            if cuts:
+                indices: list[IntArray | None] = [None] * rank
+                for dim, index in cuts:
+                    indices[dim] = index
                 result[name] = tuple(indices)
         return result
 
@@ -378,6 +381,11 @@ class SearchSpace:
             "shapes": [(name, list(p.shape)) for name, p in self.model.named_parameters()],
         }
         return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _component_arrays(self) -> list[IntArray]:
+        """The distinct arrays in `_cuttable`."""
+        return list({id(component): component for _, dims in self._cuttable.values() for _, component in dims}.values())
 
     @cached_property
     def _cuttable(self) -> dict[str, tuple[int, list[tuple[int, IntArray]]]]:

@@ -56,17 +56,12 @@ def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Modul
 
     What a hook made of parameters (``torch.nn.utils.weight_norm``) cannot be copied, and is made again when it is used.
     """
-    memo = dict(tensors)
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                memo.setdefault(id(value), value.detach())
     smaller: nn.Module
     try:
-        smaller = Skeleton(dict(memo)).copy(model)
+        smaller = Skeleton(dict(tensors)).copy(model)
     except RuntimeError:  # the code keeps results with their graph deeper down: they are copied without it
-        memo |= {id(t): t.detach() for t in _with_graph(list(map(vars, model.modules())), set()) if id(t) not in memo}
-        smaller = Skeleton(memo).copy(model)
+        with_graph = {id(t): t.detach() for t in _with_graph(list(map(vars, model.modules())), set())}
+        smaller = Skeleton(with_graph | dict(tensors)).copy(model)
     return smaller
 
 
@@ -127,8 +122,12 @@ class _Select:
         if len(cuts) > 1:  # what shrinks most first, so that the next copies less; rows before columns, which cost more
             cuts.sort(key=lambda cut: len(cut[1]) / tensor.shape[cut[0]])
         data = tensor
-        for dim, index in cuts:
-            data = data.index_select(dim, self._index(index, tensor.device))
+        if tensor.is_meta and cuts:  # without values there is nothing to select
+            left = dict(cuts)
+            data = tensor.new_empty([len(left[d]) if d in left else size for d, size in enumerate(tensor.shape)])
+        else:
+            for dim, index in cuts:
+                data = data.index_select(dim, self._index(index, tensor.device))
         if cuts and tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
             data = data.contiguous(memory_format=torch.channels_last)
         return data
@@ -142,8 +141,18 @@ class _Select:
 
 def set_attributes(model: nn.Module, changes: Iterable[Change]) -> None:
     """Set numbers that modules hold."""
+    modules = {"": model}
+
+    def find(path: str) -> nn.Module:
+        if path not in modules:
+            parent, _, name = path.rpartition(".")
+            child = find(parent)._modules[name]
+            assert child is not None
+            modules[path] = child
+        return modules[path]
+
     for path, attribute, value in changes:
-        setattr(model.get_submodule(path), attribute, value)
+        vars(find(path))[attribute] = value  # a plain number: nothing of what `nn.Module.__setattr__` looks for
 
 
 def _like(tensor: Tensor, data: Tensor) -> Tensor:

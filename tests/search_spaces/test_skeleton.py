@@ -73,6 +73,7 @@ class Kept(_Base):
     def __init__(self) -> None:
         super().__init__()
         self.cache = {"grid": torch.arange(3), "size": torch.Size([1, 2]), "kind": torch.float16}
+        self.grid = torch.arange(3)
         self.state = self.a.state_dict()
         self.counts = defaultdict(list, {1: [self.a]})
         self.namespace = types.SimpleNamespace(layer=self.a, other=[self.b])
