@@ -86,7 +86,9 @@ def make_call(op: Op, share: tuple[float, float], device: torch.device) -> Calla
         return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
     widths = widths_of(op)
-    if widths is None:
+    if op.func.overloadpacket.__name__ == "bmm":
+        args = _batched_product(op, share[1], tensor)
+    elif widths is None:
         args = _all_scaled(op, share[1], tensor)
     elif op.func.overloadpacket.__name__ == "convolution":
         args = _convolution(op, widths, share, tensor)
@@ -131,7 +133,7 @@ def _convolution(op: Op, widths: Widths, share: tuple[float, float], tensor: _Ma
         width = scaled(width, share[1]) if widths.outputs else width
     into, out = channels * groups, width * groups
     return [
-        tensor([x.shape[0], into, *x.shape[2:]], x.dtype),
+        tensor([x.shape[0], into, *scaled_shape(x, share[1])[2:]], x.dtype),
         tensor([*([into, width] if transposed else [out, channels]), *weight.shape[2:]], weight.dtype),
         None if bias is None else tensor([out], bias.dtype),
         *settings[:5],
@@ -145,9 +147,16 @@ def _product(op: Op, widths: Widths, share: tuple[float, float], tensor: _MakeTe
     columns = scaled(b.shape[1], share[1]) if widths.outputs else b.shape[1]
     return [
         *(tensor([*t.shape[:-1], columns], t.dtype) for t in added),
-        tensor([a.shape[0], inner], a.dtype),
+        tensor([scaled_shape(a, share[1])[0], inner], a.dtype),
         tensor([columns, inner], b.dtype).t(),  # as nn.Linear keeps its weight
     ]
+
+
+def _batched_product(op: Op, share: float, tensor: _MakeTensor) -> list[Any]:
+    """The batch shrinks where that of one operand does (heads), and so does the width that is summed over."""
+    a, b = (scaled_shape(spec, share) for spec in op.args)
+    batch, inner = min(a[0], b[0]), min(a[2], b[1])
+    return [tensor([batch, a[1], inner], op.args[0].dtype), tensor([batch, inner, b[2]], op.args[1].dtype)]
 
 
 def time_call(call: Callable[[], Any], device: torch.device, *, repeats: int = 7) -> float:
