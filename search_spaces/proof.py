@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _MOST_FIXES = 16
 """Fixes tried for one class of modules; the likeliest come first."""
+_MOST_ROUNDS = 1000
+"""Repairs of one model. Each makes the space smaller or a choice that is made once: this is a net below that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,12 @@ def prove(build: Callable[[], SearchSpace], traced: Traced, attributes: Attribut
         build: makes the space from `traced.ties` and `attributes`, which are changed between calls.
     """
     prover = _Prover(build, traced, attributes)
-    while (found := prover.failure()) is not None:
+    for _ in range(_MOST_ROUNDS):
+        if (found := prover.failure()) is None:
+            break
         prover.mend(*found)
+    else:
+        prover.give_up()
     prover.mark_rescaling()
     return prover.space
 
@@ -158,6 +164,16 @@ class _Prover:
                 ties.module, ties.op = found.module, ""
                 ties.pin(grouping.atoms(index), f"the code needs the full size ({found.line}: {found.message})")
         self.space = self.build()
+
+    def give_up(self) -> None:
+        """Pin every group of cuts that fail still, until none does."""
+        while (found := self.failure()) is not None:
+            _, _, failure, cut = found
+            for index in cut:
+                self.traced.ties.pin(
+                    self.space.grouping.atoms(index), f"cutting it was not understood ({failure.line})"
+                )
+            self.space = self.build()
 
     def culprits(self, way: int, run: Run, failure: Failure, cut: list[int]) -> dict[int, Failure]:
         """Of the groups that were cut, those that fail alone, or else some that fail together."""
