@@ -130,11 +130,11 @@ def find_attributes(model: nn.Module, parameters: Mapping[str, Labels], ops: Ite
         if places:
             wanted[path] = places
     ops = list(ops)
-    active = _with_ancestors(op.module for op in ops)
+    active = {"", *(op.module for op in ops)}
     values: dict[str, set[int]] = {}
     for path, places in wanted.items():
-        # A module that never ran is a holder of things; the code that uses it is that of the module around it.
-        found.users[path] = user = path if path in active else _ancestor(path, active)
+        # A module without ops of its own holds things, or others call its methods: the code is that of one around it.
+        found.users[path] = user = _ancestor(path, active)
         values.setdefault(user, set()).update(place.value for place in places)
     sizes = _sizes(ops, values)
     for path, places in wanted.items():
@@ -143,15 +143,6 @@ def find_attributes(model: nn.Module, parameters: Mapping[str, Labels], ops: Ite
             readings = (*into, *out) if place.name in _IN else (*out, *into)
             if readings:
                 found.derived[place] = list(readings)
-    return found
-
-
-def _with_ancestors(paths: Iterable[str]) -> set[str]:
-    found = {""}
-    for path in paths:
-        while path not in found:
-            found.add(path)
-            path = path.rpartition(".")[0]
     return found
 
 

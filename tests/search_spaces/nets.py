@@ -193,6 +193,31 @@ class SharedByHeads(nn.Module):
         return self.head((x + self.out(y.transpose(1, 2).reshape(n, length, -1))).mean(1))
 
 
+class BiasOfHeads(nn.Module):
+    """Makes a bias per head, by a method of its own: its code runs, but it is never called as a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.mlp = 4, nn.Sequential(nn.Linear(1, 12), nn.ReLU(), nn.Linear(12, 4))
+
+    def bias(self, x: Tensor) -> Any:
+        steps = torch.arange(float(x.shape[1]), device=x.device)
+        table = self.mlp((steps - steps[:, None]).unsqueeze(-1)).view(-1, self.num_heads)
+        return table.view(len(steps), len(steps), self.num_heads).permute(2, 0, 1)
+
+
+class MethodOfAnother(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.relative, self.head = nn.Linear(12, 96), BiasOfHeads(), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, -1, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = q @ k.transpose(-2, -1) + self.relative.bias(x)
+        return self.head((F.softmax(scores, -1) @ v).transpose(1, 2).reshape(n, length, -1).mean(1))
+
+
 class OneKeyForAll(nn.Module):
     """A product over heads with what all heads share, stored once each: the width of heads is the unit."""
 
@@ -412,6 +437,7 @@ NETS: dict[str, tuple[type[nn.Module], Tensor]] = {
     "unequal_pieces": (UnequalPieces, IMAGE),
     "middle": (Middle, IMAGE),
     "shared_by_heads": (SharedByHeads, TOKENS),
+    "method_of_another": (MethodOfAnother, TOKENS),
     "one_key_for_all": (OneKeyForAll, TOKENS),
     "baked": (Baked, IMAGE),
     "transposed": (Transposed, IMAGE),

@@ -37,6 +37,7 @@ EXPECTED = {
     "unequal_pieces": {"a.0": 8, "b.0": 16, "c.0": 16},
     "middle": {"a.0": 12, "b.0": 16},
     "shared_by_heads": {"embed": 16, "qkv": 4},
+    "method_of_another": {"qkv": 4, "relative.mlp.0": 12},
     "one_key_for_all": {"q": 8, "v": 10},
     "windows": {"a.0": 16, "b.0": 12, "mix": 8, "c.0": 16},
     "standardised_by_batch_norm": {"a.0": 16, "b": 24},
