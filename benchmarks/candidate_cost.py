@@ -106,7 +106,6 @@ def deep_row(name: str, repeats: int) -> str:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    gc.collect()  # nobody pays for what another one left
     start = time.thread_time()
     call()
     return time.thread_time() - start
@@ -117,6 +116,7 @@ def medians(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, floa
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():
+            gc.collect()  # nobody pays for what another one left
             times[name].append(seconds(call))
     return {name: median(values[1:]) for name, values in times.items()}
 
@@ -135,8 +135,9 @@ def traced(model: nn.Module, image: Tensor) -> tuple[SearchSpace, float]:
 
 
 def cost_s(space: SearchSpace) -> float:
+    """Seconds for one candidate, in a row of many, as a search asks for them."""
     candidate = space.candidate(RATIO)
-    return medians({"costs": lambda: space.costs(candidate)}, 100)["costs"]
+    return median(seconds(lambda: space.costs(candidate)) for _ in range(200))
 
 
 def batch_s(space: SearchSpace, num: int = 100_000) -> float:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from autoprune.search_spaces.collector import collector_paused
 from autoprune.search_spaces.skeleton import Skeleton
 from autoprune.search_spaces.types import IntArray
 
@@ -97,15 +98,16 @@ def cut(model: nn.Module, kept: Kept, attributes: Iterable[Change] = (), *, shar
         share: parameters that are not cut share storage with `model` instead of being cloned: right for scoring,
             wrong for training. Buffers are never shared.
     """
-    parameters, buffers = _named(model)
     select = _Select()
     new = {}
-    with torch.no_grad():
-        for named, may_share in ((parameters, share), (buffers, False)):
-            for name, tensor in named.items():
-                data = select(tensor, kept[name]) if name in kept else tensor
-                new[id(tensor)] = _like(tensor, tensor.clone() if data is tensor and not may_share else data)
-    smaller = replace_tensors(model, new)
+    with collector_paused():  # a copy is thousands of containers, none of them garbage
+        parameters, buffers = _named(model)
+        with torch.no_grad():
+            for named, may_share in ((parameters, share), (buffers, False)):
+                for name, tensor in named.items():
+                    data = select(tensor, kept[name]) if name in kept else tensor
+                    new[id(tensor)] = _like(tensor, tensor.clone() if data is tensor and not may_share else data)
+        smaller = replace_tensors(model, new)
     set_attributes(smaller, attributes)
     return smaller
 

@@ -6,7 +6,6 @@ meta device, so a trace costs no memory and no arithmetic. Which rule handles wh
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,6 +18,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoprune.search_spaces import meta
+from autoprune.search_spaces.collector import collector_paused
 from autoprune.search_spaces.labels import Field, Labels, Ties
 from autoprune.search_spaces.numbers import numbers
 from autoprune.search_spaces.types import IntArray
@@ -260,24 +260,13 @@ def plain_kernels(model: nn.Module | None = None) -> Iterator[None]:
         torch._C._set_mkldnn_enabled(fused)
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """No garbage collection, so that how long storages live does not depend on when it happens."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
-
-
 def run(tracer: Tracer, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Call the model under the tracer, without gradients; returns its output."""
     # The first op would load it, and loading it keeps the frames of the model alive, with the tensors they hold.
     import torch._dynamo
 
-    with plain_kernels(model), _collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
+    # no garbage collection, so that how long storages live does not depend on when it happens
+    with plain_kernels(model), collector_paused(), torch.no_grad(), module_paths(model, tracer.paths), tracer:
         return model(*args, **kwargs)
 
 
