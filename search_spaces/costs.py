@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import csr_array, vstack
 
 from autoprune.search_spaces.groups import Counts
 from autoprune.search_spaces.labels import Field, Labels
@@ -62,18 +63,16 @@ class Sums:
         used, rows = np.unique(listed.rows, return_inverse=True)
         rows = rows.reshape(listed.rows.shape)
         # one row per distinct count that varies; all that do not are one row, a one, and part of the constant
+        one = csr_array((1, counts.per_unit.shape[1]), dtype=np.int64)
+        per_unit = csr_array(vstack([counts.per_unit, one]))[used]  # sparse: a full table grows with the depth squared
         fixed = np.append(counts.fixed, 1)[used]
-        per_unit = np.zeros((len(used), counts.per_unit.shape[1]), np.int64)
-        inside = used < len(counts.fixed)
-        per_unit[inside] = counts.per_unit[used[inside]].toarray()
-        varies = np.count_nonzero(per_unit, axis=1) > 0
+        varies = np.diff(per_unit.indptr) > 0
         constants = listed.constants * np.where(varies, 1, fixed)[rows].prod(1)
-        table = np.column_stack([np.where(varies, fixed, 1), per_unit])
-        distinct, same = np.unique(table, axis=0, return_inverse=True)
-        factors = np.sort(same.reshape(-1)[rows], axis=1)
+        distinct, same = _distinct_rows(np.where(varies, fixed, 1), per_unit)
+        factors = np.sort(same[rows], axis=1)
         factors, place = np.unique(factors, axis=0, return_inverse=True)
         merge = csr_array((constants, (np.arange(len(constants)), place.reshape(-1))), (len(constants), len(factors)))
-        self._fixed, self._per_unit = distinct[:, :1], csr_array(distinct[:, 1:])
+        self._fixed, self._per_unit = np.where(varies, fixed, 1)[distinct, None], per_unit[distinct]
         self._factors, self._weights = factors.T, csr_array(weights) @ merge
 
     def __call__(self, units: IntArray) -> IntArray:
@@ -84,6 +83,20 @@ class Sums:
             values *= counts[row]
         sums: IntArray = self._weights @ values
         return sums
+
+
+def _distinct_rows(fixed: IntArray, per_unit: csr_array) -> tuple[IntArray, IntArray]:
+    """Rows of a sparse table with a column in front: the first of each distinct one, and which of these each row is."""
+    known: dict[tuple[int, bytes, bytes], int] = {}
+    first: list[int] = []
+    same = []
+    for row, (start, end) in enumerate(pairwise(per_unit.indptr.tolist())):
+        key = (int(fixed[row]), per_unit.indices[start:end].tobytes(), per_unit.data[start:end].tobytes())
+        if key not in known:
+            known[key] = len(first)
+            first.append(row)
+        same.append(known[key])
+    return np.array(first, np.int64), np.array(same, np.int64)
 
 
 class CostFunctions:

@@ -65,13 +65,11 @@ class Skeleton:
                 kind = type(item)
                 if kind in _UNCHANGING:
                     continue
+                if name in _HOOKS and not item:  # nobody else holds it: not worth an entry in the memo
+                    state[name] = kind()
+                    continue
                 known = memo.get(id(item), _ABSENT)
-                if known is not _ABSENT:
-                    state[name] = known
-                elif name in _HOOKS and not item:
-                    state[name] = memo[id(item)] = kind()
-                else:
-                    state[name] = self.copy(item)
+                state[name] = self.copy(item) if known is _ABSENT else known
         elif isinstance(value, torch.Tensor) and not value.is_leaf:
             made = memo[key] = value.detach()
         else:

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from autoprune.search_spaces import surgery
 from autoprune.search_spaces.attributes import Site, changes, find_attributes
 from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.collector import collector_paused
 from autoprune.search_spaces.costs import CostFunctions
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.groups import Grouping, collect_fields, count_fields, make_groups
@@ -291,6 +292,7 @@ class SearchSpace(Placement):
         return hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
 
 
+@collector_paused()  # many small objects, almost no garbage: its passes grow with the square of the depth
 def trace(
     model: nn.Module,
     example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],

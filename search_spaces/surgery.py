@@ -33,23 +33,25 @@ def _named(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """As `named_parameters` and `named_buffers`, in one walk and without their generators, several times as fast."""
     parameters: dict[str, Tensor] = {}
     buffers: dict[str, Tensor] = {}
-    seen: set[int] = set()
-
-    def walk(module: nn.Module, prefix: str) -> None:
-        if id(module) in seen:
-            return
-        seen.add(id(module))
-        for own, found in ((module._parameters, parameters), (module._buffers, buffers)):
-            for name, tensor in own.items():
-                if tensor is not None and id(tensor) not in seen:
-                    seen.add(id(tensor))
-                    found[prefix + name] = tensor
-        for name, child in module._modules.items():
-            if child is not None:
-                walk(child, f"{prefix}{name}.")
-
-    walk(model, "")
+    _walk(model, "", parameters, buffers, set())
     return parameters, buffers
+
+
+def _walk(
+    module: nn.Module, prefix: str, parameters: dict[str, Tensor], buffers: dict[str, Tensor], seen: set[int]
+) -> None:
+    # no function inside another that calls itself: it would keep itself, and all it sees, until a garbage collection
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    for own, found in ((module._parameters, parameters), (module._buffers, buffers)):
+        for name, tensor in own.items():
+            if tensor is not None and id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[prefix + name] = tensor
+    for name, child in module._modules.items():
+        if child is not None:
+            _walk(child, f"{prefix}{name}.", parameters, buffers, seen)
 
 
 def replace_tensors(model: nn.Module, tensors: Mapping[int, Tensor]) -> nn.Module:
@@ -143,18 +145,13 @@ class _Select:
 
 def set_attributes(model: nn.Module, changes: Iterable[Change]) -> None:
     """Set numbers that modules hold."""
-    modules = {"": model}
-
-    def find(path: str) -> nn.Module:
-        if path not in modules:
-            parent, _, name = path.rpartition(".")
-            child = find(parent)._modules[name]
-            assert child is not None
-            modules[path] = child
-        return modules[path]
-
     for path, attribute, value in changes:
-        vars(find(path))[attribute] = value  # a plain number: nothing of what `nn.Module.__setattr__` looks for
+        module = model
+        for name in path.split(".") if path else ():
+            child = module._modules[name]
+            assert child is not None
+            module = child
+        vars(module)[attribute] = value  # a plain number: nothing of what `nn.Module.__setattr__` looks for
 
 
 def _like(tensor: Tensor, data: Tensor) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -116,6 +118,18 @@ def test_scoring_allocates_what_is_cut_and_nothing_else(name: str) -> None:
     with Allocations() as allocations:
         space.materialise(space.dense, share=True)
     assert len(allocations.made) == len(list(model.named_buffers()))
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_subnet_is_freed_at_once_when_nobody_holds_it(share: bool) -> None:
+    """Not at the next garbage collection: a search makes thousands, each as large as the model."""
+    space = trace(InvertedResidual(), IMAGE)
+    gc.disable()
+    try:
+        subnet = weakref.ref(space.materialise(space.smallest, share=share))
+        assert subnet() is None
+    finally:
+        gc.enable()
 
 
 def test_attributes_follow_the_sizes() -> None:
