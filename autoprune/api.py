@@ -96,7 +96,8 @@ def search(
     importance: str = "l2",
     importance_samples: int = 1024,
     importance_loss: Loss | None = None,
-    recalibration_samples: int = 2000,
+    recovery: str = "recalibrate",
+    calibration_samples: int = 2000,
     search_size: float | None = None,
     batch_size: int = 128,
     data_root: str | Path | None = None,
@@ -129,11 +130,13 @@ def search(
         score: ``accuracy``, ``top5``, ``kl`` (no labels needed), or a function (model, batches) -> float, higher is
             better.
         importance: by which units are ranked: ``l1``, ``l2``, ``fpgm``, ``bn_scale``, ``apoz``, ``mean_activation``,
-            ``hrank``, ``taylor``, ``fisher``, ``random`` (docs/importance.md has a card for each).
+            ``hrank``, ``rebuild``, ``taylor``, ``fisher``, ``random`` (docs/importance.md has a card for each).
         importance_samples: training samples that a criterion reads, where it reads data; the scores are kept in the
             run folder.
         importance_loss: (output, targets) -> mean loss, for ``taylor`` and ``fisher``; None for cross entropy.
-        recalibration_samples: training samples for the BatchNorm statistics of every candidate.
+        recovery: what is done to a cut network before it is scored: ``slice``, ``recalibrate``, ``compensate`` or
+            ``repair`` (docs/recovery.md).
+        calibration_samples: training samples that the recovery reads.
         search_size: samples (or their share) carved from the training data for scoring.
         batch_size, data_root: of a data set given by name.
         precision: ``auto``, ``fp32`` or ``bf16``.
@@ -176,7 +179,8 @@ def search(
         score=score if isinstance(score, str) else FROM_PYTHON,
         importance=importance,
         importance_samples=importance_samples,
-        recalibration_samples=recalibration_samples,
+        recovery=recovery,
+        calibration_samples=calibration_samples,
         precision=precision,
         latency_batch=latency_batch,
         latency_threads=latency_threads,

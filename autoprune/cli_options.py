@@ -105,7 +105,7 @@ Score = Annotated[
     str,
     typer.Option(help="accuracy, top5, kl (needs no labels), or package.module:function.", rich_help_panel=SCORE),
 ]
-CRITERIA = ("l1", "l2", "fpgm", "bn_scale", "apoz", "mean_activation", "hrank", "taylor", "fisher", "random")
+CRITERIA = ("l1", "l2", "fpgm", "bn_scale", "apoz", "mean_activation", "hrank", "rebuild", "taylor", "fisher", "random")
 """As in `autoprune.search_spaces.CRITERIA`, for which help need not wait."""
 
 Importance = Annotated[
@@ -119,9 +119,12 @@ Importance = Annotated[
 ImportanceSamples = Annotated[
     int, typer.Option(help="Training samples that the criterion reads, from apoz on.", rich_help_panel=SCORE)
 ]
-RecalibrationSamples = Annotated[
-    int,
-    typer.Option(help="Training samples for the BatchNorm statistics of every candidate.", rich_help_panel=SCORE),
+Recovery = Annotated[
+    str,
+    typer.Option(help="Before a candidate is scored: slice, recalibrate, compensate, repair.", rich_help_panel=SCORE),
+]
+CalibrationSamples = Annotated[
+    int, typer.Option(help="Training samples that the recovery reads.", rich_help_panel=SCORE)
 ]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=SCORE)]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]

@@ -37,7 +37,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "agent", "agent_options", "trials", "seed", "sweep"),
-    "score": ("score", "importance", "importance_samples", "recalibration_samples", "precision"),
+    "score": ("score", "importance", "importance_samples", "recovery", "calibration_samples", "precision"),
     "latency": ("latency_batch", "latency_threads", "latency_repeats"),
     "result": ("points", "finetune", "formats"),
 }
@@ -63,7 +63,8 @@ class SearchConfig:
         score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
         importance: criterion that ranks the units.
         importance_samples: training samples that it reads, where it reads data.
-        recalibration_samples: training samples for the BatchNorm statistics of every candidate.
+        recovery: what is done to a cut network before it is scored, see `recovery.ladder.RUNGS`.
+        calibration_samples: training samples that recovery reads.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
@@ -90,7 +91,8 @@ class SearchConfig:
     score: str = "accuracy"
     importance: str = "l2"
     importance_samples: int = 1024
-    recalibration_samples: int = 2000
+    recovery: str = "recalibrate"
+    calibration_samples: int = 2000
     precision: str = "auto"
     latency_batch: int = 1
     latency_threads: int = 1
@@ -112,7 +114,7 @@ class SearchConfig:
             ("latency_repeats", 1),
             ("importance_samples", 1),
             ("seed", 0),
-            ("recalibration_samples", 0),
+            ("calibration_samples", 0),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:

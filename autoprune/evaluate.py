@@ -1,4 +1,4 @@
-"""Score a candidate: slice, recalibrate BatchNorm, score on the search split.
+"""Score a candidate: slice, recover, score on the search split.
 
 Each step can be replaced by a function of the user's. The dense model is never changed: a scored subnet shares the
 storage of what is not cut, but owns its BatchNorm statistics. The same candidate gives the same score, bit for bit
@@ -19,8 +19,10 @@ from torch import nn
 from autoprune.data.base import Data, Inputs
 from autoprune.precision import autocast, device_of, resolve_precision
 from autoprune.recalibrate import NothingRecalibrated, own_statistics, recalibrate, tracking_layers
+from autoprune.recovery.ladder import RUNGS, Ladder
 from autoprune.running import EvaluationFailed, evaluation_mode, private_random
 from autoprune.scores import DivergenceFromDense, Score, accuracy
+from autoprune.search_spaces import SearchSpace
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.types import Candidate
 
@@ -43,23 +45,26 @@ class Evaluator:
 
     Args:
         space: slices the dense model.
-        data: `calibration` gives the inputs of recalibration, `search` the samples of the score.
+        data: `calibration` gives the inputs of recovery, `search` the samples of the score.
         score: "accuracy", "top5" (both in [0, 1]), "kl" (minus nats), or a function (model, batches) -> float, called
             under `torch.no_grad` and the precision's autocast with the model in evaluation mode; it moves its batches
             to the model's device itself. Higher is better.
         importance: criterion by which units are kept.
-        recalibration_samples: training samples for the BatchNorm statistics of every candidate; 0 turns it off.
+        recovery: rung of the ladder that every candidate is put on, see `recovery.ladder.RUNGS`.
+        calibration_samples: training samples that recovery reads; 0 turns it off.
         seed: seeds the global generators while a candidate is scored, for models and functions that draw from them.
         precision: "auto", "fp32" or "bf16"; decided once, on the dense model.
         materialise: replaces slicing: candidate -> network of its own storage.
-        recalibrate: replaces recalibration: (network, batches of inputs) -> number of layers changed. The network then
+        recalibrate: replaces recovery: (network, batches of inputs) -> number of layers changed. The network then
             shares no storage with the dense model, whatever the function does to it.
 
     Attributes:
         precision: what is used, "fp32" or "bf16".
+        recovery: the rung.
 
     Raises:
-        UserError: an unknown score or precision, or a negative number of samples.
+        UserError: an unknown score, rung or precision, a negative number of samples, or a rung that needs to know what
+            was cut beside a `materialise` of the user's.
     """
 
     def __init__(
@@ -69,24 +74,39 @@ class Evaluator:
         *,
         score: str | Score = "accuracy",
         importance: str = "l2",
-        recalibration_samples: int = 2000,
+        recovery: str = "recalibrate",
+        calibration_samples: int = 2000,
         seed: int = 0,
         precision: str = "auto",
         materialise: Callable[[Candidate], nn.Module] | None = None,
         recalibrate: Callable[[nn.Module, Sequence[Inputs]], int] | None = None,
     ) -> None:
-        if recalibration_samples < 0:
-            raise UserError(f"`recalibration_samples >= 0` must hold, but got {recalibration_samples}.")
+        if calibration_samples < 0:
+            raise UserError(f"`calibration_samples >= 0` must hold, but got {calibration_samples}.")
+        if recovery not in RUNGS:
+            raise unknown("recovery", recovery, RUNGS)
         self.space, self.data = space, data
-        self.importance, self.recalibration_samples, self.seed = importance, recalibration_samples, seed
+        self.recovery = recovery if calibration_samples else "slice"
+        self.importance, self.calibration_samples, self.seed = importance, calibration_samples, seed
         self.precision = resolve_precision(precision, space.model)
         self._materialise, self._recalibrate = materialise, recalibrate
         self._score = self._resolve(score)
         self.score_name = score if isinstance(score, str) else getattr(score, "__qualname__", type(score).__name__)
         self.num_norms = len(tracking_layers(space.model))
-        if recalibration_samples and not self.num_norms and recalibrate is None:
+        self._ladder: Ladder | None = None
+        if isinstance(space, SearchSpace):
+            self._ladder = Ladder(
+                space, data, samples=calibration_samples, importance=importance, precision=self.precision
+            )
+        if self.recovery in RUNGS[2:] and (self._ladder is None or materialise is not None):
+            raise UserError(
+                f"The recovery {recovery!r} must know what was cut: it cannot be used with a slicing of your own. Set "
+                "recovery='recalibrate'."
+            )
+        if self.recovery == "recalibrate" and not self.num_norms and recalibrate is None:
             warnings.warn(
-                "The model has no BatchNorm layer that keeps statistics: candidates are scored without recalibration.",
+                "The model has no BatchNorm layer that keeps statistics: candidates are scored without recalibration. "
+                "Set recovery to 'compensate' or 'repair' to recover them.",
                 NothingRecalibrated,
                 stacklevel=2,
             )
@@ -103,16 +123,28 @@ class Evaluator:
             EvaluationFailed: outputs or score are NaN or infinite.
             UserError: model, data and score do not fit each other.
         """
-        with private_random(self._device, self.seed):
-            model = self._build(candidate, share=True)
-        return self.score(model)
+        return self.score(self.network(candidate, share=True))
 
     def subnet(self, candidate: Candidate) -> nn.Module:
-        """Return the candidate's network, recalibrated, in evaluation mode, with storage of its own: what fine-tuning
+        """Return the candidate's network, recovered, in evaluation mode, with storage of its own: what fine-tuning
         starts from.
         """
+        return self.network(candidate).eval()
+
+    def network(self, candidate: Candidate, rung: str | None = None, *, share: bool = False) -> nn.Module:
+        """Return the candidate's network on a rung of the ladder, that of the study where None.
+
+        Args:
+            share: what is not changed may share storage with the dense model: for scoring.
+
+        Raises:
+            UserError: an unknown rung.
+        """
+        rung = self.recovery if rung is None else rung
+        if rung not in RUNGS:
+            raise unknown("recovery", rung, RUNGS)
         with private_random(self._device, self.seed):
-            return self._build(candidate, share=False).eval()
+            return self._build(candidate, rung, share=share)
 
     def score(self, model: nn.Module) -> float:
         """Score a network on the search split; see `evaluate` for what is raised."""
@@ -130,8 +162,9 @@ class Evaluator:
             "precision": self.precision,
             "device": str(self._device),
             "importance": self.importance,
-            "recalibration_samples": self.recalibration_samples,
-            "recalibrated_layers": self.num_norms if self.recalibration_samples else 0,
+            "recovery": self.recovery,
+            "calibration_samples": self.calibration_samples,
+            "recalibrated_layers": self.num_norms if self.recovery in RUNGS[1:3] else 0,
         }
 
     @property
@@ -140,20 +173,21 @@ class Evaluator:
 
     @cached_property
     def _calibration(self) -> list[Inputs]:
-        return self.data.calibration(self.recalibration_samples)
+        return self.data.calibration(self.calibration_samples)
 
-    def _build(self, candidate: Candidate, *, share: bool) -> nn.Module:
-        share = share and self._recalibrate is None
+    def _build(self, candidate: Candidate, rung: str, *, share: bool) -> nn.Module:
+        share = share and self._recalibrate is None and rung in RUNGS[:2]
         if self._materialise is not None:
             model = self._materialise(candidate)
         else:
             model = self.space.materialise(candidate, self.importance, share=share)
         own_statistics(model)
-        if not self.recalibration_samples:
-            return model
         if self._recalibrate is not None:
-            self._recalibrate(model, self._calibration)
-        elif self.num_norms:
+            if rung != "slice":
+                self._recalibrate(model, self._calibration)
+        elif self._ladder is not None:
+            self._ladder.recover(model, candidate, rung)
+        elif rung != "slice" and self.num_norms:
             recalibrate(model, self._calibration, precision=self.precision)
         return model
 

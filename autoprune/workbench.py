@@ -97,7 +97,8 @@ def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
         data,
         score=score,
         importance=config.importance,
-        recalibration_samples=config.recalibration_samples,
+        recovery=config.recovery,
+        calibration_samples=config.calibration_samples,
         seed=config.seed,
         precision=config.precision,
     )

@@ -54,7 +54,7 @@ def main() -> None:
     space = trace(trained.model, data.example())
     half = space.candidate(0.5)
     start = Evaluator(space, data).subnet(half)
-    sliced = Evaluator(space, data, recalibration_samples=0).subnet(half)
+    sliced = Evaluator(space, data, calibration_samples=0).subnet(half)
     share = space.costs(half).macs / space.costs(space.dense).macs
     print(f"dense {100 * accuracy(trained.model, data.test):.1f} % on test, precision {trained.precision}")
     print(f"{share:.2f}x MACs: sliced {100 * accuracy(sliced, data.test):.1f} % on test")

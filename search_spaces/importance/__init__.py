@@ -11,6 +11,7 @@ from autoprune.search_spaces.importance.activations import APoZ, HRank, MeanActi
 from autoprune.search_spaces.importance.base import Batch, Criterion, ImportanceWarning, Loss
 from autoprune.search_spaces.importance.gradients import Fisher, Taylor
 from autoprune.search_spaces.importance.norms import BatchNormScale
+from autoprune.search_spaces.importance.rebuild import Rebuild
 from autoprune.search_spaces.importance.weights import FPGM, L1, L2, Random
 
 __all__ = ["CRITERIA", "Batch", "Criterion", "ImportanceWarning", "Loss", "get_criterion"]
@@ -18,7 +19,7 @@ __all__ = ["CRITERIA", "Batch", "Criterion", "ImportanceWarning", "Loss", "get_c
 CRITERIA: dict[str, Criterion] = {
     criterion.name: criterion
     for criterion in (
-        L1(), L2(), FPGM(), BatchNormScale(), APoZ(), MeanActivation(), HRank(), Taylor(), Fisher(), Random()
+        L1(), L2(), FPGM(), BatchNormScale(), APoZ(), MeanActivation(), HRank(), Rebuild(), Taylor(), Fisher(), Random()
     )
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ HALF = (3,)
 def evaluator(**options: object) -> Evaluator:
     data = options.pop("data", None) or image_data()
     space = options.pop("space", None) or FakeSpace(conv_net())
-    options.setdefault("recalibration_samples", 64)
+    options.setdefault("calibration_samples", 64)
     return Evaluator(space, data, **options)  # type: ignore[arg-type]
 
 
@@ -222,7 +222,7 @@ def test_a_subnet_has_storage_of_its_own() -> None:
 def test_recalibration_is_part_of_the_evaluation() -> None:
     data, space = image_data(), FakeSpace(conv_net())
     with_it = evaluator(score="kl", data=data, space=space)
-    without = evaluator(score="kl", data=data, space=space, recalibration_samples=0)
+    without = evaluator(score="kl", data=data, space=space, calibration_samples=0)
     sliced = space.materialise(HALF)
     assert without.evaluate(HALF) == without.score(sliced)
     recalibrate(sliced, data.calibration(64))
@@ -255,7 +255,7 @@ def test_a_network_without_norms_says_that_nothing_is_recalibrated() -> None:
     assert 0 <= scorer.evaluate(HALF) <= 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        evaluator(space=space, recalibration_samples=0)
+        evaluator(space=space, calibration_samples=0)
 
 
 # -- functions of the user's -----------------------------------------------------------------------------------------

@@ -1,0 +1,305 @@
+"""Sequential repair: layers in forward order are fitted by ridge regression to what the dense network computed there.
+
+One forward pass of the cut network over the calibration samples. When a layer is reached, its inputs are those of the
+network as repaired so far; its weights are solved for and written, and the pass goes on with them. The targets, the
+dense network's pre-activations at sampled places, are recorded once per study.
+
+- *Error feedback*: where an output joins a residual stream, it is fitted to bring the stream to its dense value, so
+  that it corrects what earlier layers left there. A batch norm between (evaluation mode) is inverted.
+- *What the clamp hides costs nothing*: behind a ReLU, two values below zero are equal. After the plain fit, such
+  targets are replaced by the fit's own predictions and it is solved again (majorisation: the error never rises).
+- *Held-out*: the ridge and the number of those steps are what is best on samples that the fit did not see; a layer
+  whose error there does not fall keeps its weights.
+
+Sources: layer-wise least squares with inputs of the pruned network, He et al. 2017, arXiv:1707.06168, sec. 3.2; the
+error behind the ReLU, Zhang et al. 2016, arXiv:1505.06798, sec. 3.1 (there solved by a penalty, for decompositions).
+Differs: ridge towards the present weights, the clamp by majorisation, feedback by fitting the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autoprune.data.base import Inputs, batch_size_of, first_samples, forward
+from autoprune.recovery.surroundings import Behind, Key, Surroundings
+from autoprune.search_spaces.layers import Call, Layer, LayerWatch, watching
+from autoprune.search_spaces.runs import without_own_storage
+from autoprune.search_spaces.surgery import Kept, named_tensors
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""In units of the mean diagonal of the normal matrix."""
+
+HELD_OUT = 0.2
+"""Share of the samples that decides."""
+
+STEPS = 10
+"""At most so many fits behind a clamp."""
+
+MAX_ROWS = 32_000
+MAX_VALUES = 2**26
+"""Places a layer is fitted on: at most `MAX_ROWS`, and as many as hold `MAX_VALUES` inputs (256 MiB)."""
+
+MAX_INPUTS = 9_216
+"""Unknowns of one output from which on a layer is left as it is: the normal matrix is of their square."""
+
+
+@dataclass
+class Target:
+    """What the dense network computed at sampled rows of a layer.
+
+    Attributes:
+        rows: [R], ascending: all rows of a sample stand together.
+        values: its outputs [R, outputs].
+        total: the sum that they join [R, outputs], where there is one.
+    """
+
+    layer: Layer
+    behind: Behind
+    rows: Tensor
+    values: Tensor
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets by number of the op, and the one batch of inputs that they belong to."""
+
+    inputs: Inputs
+    layers: Mapping[int, Target]
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """Mean squared error of a layer on the held-out samples, in units of its target's mean square, before and after."""
+
+    before: float
+    after: float
+
+
+def record(dense: nn.Module, inputs: Inputs) -> Targets:
+    """Run the dense network on `inputs`, one batch, and keep samples of what its layers compute."""
+    model = without_own_storage(dense).eval()
+    seen, few = Surroundings(model), first_samples(inputs, 2)
+    watching(seen, model, lambda: forward(model, few))
+    recorder = _Recorder(model, batch_size_of(inputs), {index: seen.behind(index) for index in seen.once()})
+    watching(recorder, model, lambda: forward(model, inputs))
+    return Targets(inputs, recorder.targets)
+
+
+def repair(subnet: nn.Module, kept: Kept, targets: Targets) -> dict[str, Repaired]:
+    """Fit the layers of `subnet` in place; it is left in evaluation mode.
+
+    Args:
+        subnet: owns its parameters.
+        kept: what the cut kept of every tensor, as `space.kept` gives it.
+
+    Returns:
+        By name of the weight, for every layer that was fitted.
+    """
+    watch = _Repair(subnet.eval(), kept, targets)
+    watching(watch, subnet, lambda: forward(subnet, targets.inputs))
+    return watch.found
+
+
+def sampled_rows(call: Call, num_samples: int) -> Tensor:
+    """Rows of a layer's output, as many of every sample, ascending; the same ones at every call."""
+    per_sample, rest = divmod(call.num_rows, num_samples)
+    if rest or not per_sample:  # rows are not those of samples: windows that were moved into the batch, say
+        per_sample, num_samples = call.num_rows, 1
+    width = call.layer.groups * call.num_inputs
+    wanted = max(1, min(MAX_ROWS, MAX_VALUES // width) // num_samples)
+    first = torch.arange(num_samples).unsqueeze(1) * per_sample
+    if wanted >= per_sample:
+        rows = first + torch.arange(per_sample)
+    else:  # with replacement: repeats are few, and do no harm
+        generator = torch.Generator().manual_seed(call.index)
+        rows = first + torch.randint(per_sample, (num_samples, wanted), generator=generator).sort(1).values
+    return rows.reshape(-1).to(call.x.device)
+
+
+class _Recorder(LayerWatch):
+    def __init__(self, model: nn.Module, num_samples: int, wanted: Mapping[int, Behind]) -> None:
+        super().__init__(model)
+        self.targets: dict[int, Target] = {}
+        self._num_samples, self._wanted = num_samples, wanted
+        self._joining: dict[int, list[tuple[Call, Target]]] = {}
+
+    def on_layer(self, call: Call) -> Any:
+        out = call.run()
+        behind = self._wanted.get(call.index)
+        if behind is not None and call.num_inputs <= MAX_INPUTS:
+            rows = sampled_rows(call, self._num_samples)
+            target = self.targets[call.index] = Target(call.layer, behind, rows, call.outputs(out, rows))
+            if behind.total is not None:
+                self._joining.setdefault(behind.total, []).append((call, target))
+        return out
+
+    def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        out = func(*args, **kwargs)
+        for call, target in self._joining.pop(self.index, ()):
+            if call.fits(out, target.values.shape[1]):
+                target.total = call.outputs(out, target.rows)
+        return out
+
+
+class _Repair(LayerWatch):
+    def __init__(self, subnet: nn.Module, kept: Kept, targets: Targets) -> None:
+        super().__init__(subnet)
+        self.found: dict[str, Repaired] = {}
+        self._kept, self._targets, self._tensors = kept, targets.layers, named_tensors(subnet)
+        known = (t.behind for t in targets.layers.values() if t.behind.is_known)
+        self._wanted = {behind.other for behind in known}
+        self._values: dict[Key, Tensor] = {}
+
+    def on_layer(self, call: Call) -> Any:
+        target = self._targets.get(call.index)
+        if target is not None and target.layer.name == call.layer.name:
+            self._fit(call, target)
+        return self._noted(call.run())
+
+    def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._noted(func(*args, **kwargs))
+
+    def _noted(self, out: Any) -> Any:
+        for position, tensor in enumerate(out if isinstance(out, tuple | list) else (out,)):
+            if (self.index, position) in self._wanted:
+                self._values[self.index, position] = tensor
+        return out
+
+    def _fit(self, call: Call, target: Target) -> None:
+        layer = target.layer
+        weight = self._tensors[layer.name]
+        bias = None if layer.bias is None else self._tensors[layer.bias]
+        goal = self._goal(call, target)
+        x = call.windows(target.rows)  # [g, R, D]
+        old = layer.matrix(weight).flatten(2)  # [g, O, D]
+        if bias is not None:
+            x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
+            old = torch.cat([old, bias.reshape(layer.groups, -1, 1)], 2)
+        new, self.found[layer.name] = fit(x, old, goal)
+        if bias is not None:
+            bias.copy_(new[..., -1].reshape(-1))
+            new = new[..., :-1]
+        weight.copy_(layer.shaped(new, weight))
+
+    def _goal(self, call: Call, target: Target) -> Goal:
+        """What the kept outputs should be, and what of them is seen behind norm, sum and clamp."""
+        layer, behind = target.layer, target.behind
+        outputs = self._kept.get(layer.name, (None, None))[1 - layer.in_dim]
+        kept = slice(None) if outputs is None else torch.as_tensor(outputs, device=target.values.device)
+        values = target.values[:, kept]
+        scale, base = values.new_ones(values.shape[1]), torch.zeros_like(values)
+        if behind.norm is not None:
+            scale, shift = behind.norm.affine(self._tensors)
+            base += shift
+        if target.total is not None:
+            total = target.total[:, kept]
+            base = total - values * scale  # what is added in the dense network, and here if nothing else is known
+            here = self._values.pop(behind.other, None) if behind.is_known and behind.other is not None else None
+            if here is not None and call.fits(here, values.shape[1]):
+                base = call.outputs(here, target.rows)
+                if behind.norm is not None:
+                    base = base + shift
+                wanted = (total - base) / scale
+                values = torch.where(scale.abs() > 1e-6, wanted, values)
+        by_group = (len(values), layer.groups, -1)
+        clamp = None if behind.low is None and behind.high is None else (behind.low, behind.high)
+        if behind.total is not None and target.total is None:
+            clamp = None  # something is added that cannot be seen
+        return Goal(
+            values.reshape(by_group).movedim(1, 0),
+            scale.reshape(layer.groups, 1, -1),
+            base.reshape(by_group).movedim(1, 0),
+            clamp,
+        )
+
+
+@dataclass(frozen=True)
+class Goal:
+    """``clamp(scale * y + base)`` should be that of `values`.
+
+    Attributes:
+        values: [g, R, O].
+        scale: [g, 1, O].
+        base: [g, R, O].
+        clamp: lowest and highest value, None where there is no such limit.
+    """
+
+    values: Tensor
+    scale: Tensor
+    base: Tensor
+    clamp: tuple[float | None, float | None] | None
+
+    def __getitem__(self, rows: slice) -> Goal:
+        """Some of the rows."""
+        return Goal(self.values[:, rows], self.scale, self.base[:, rows], self.clamp)
+
+    def seen(self, y: Tensor) -> Tensor:
+        """What the next layer gets."""
+        z = self.scale * y + self.base
+        return z if self.clamp is None else z.clamp(*self.clamp)
+
+    def error(self, y: Tensor) -> float:
+        """Mean square of the difference."""
+        return float((self.seen(y) - self.seen(self.values)).square().mean())
+
+    def wanted(self, y: Tensor) -> Tensor:
+        """The values, but `y` where both are beyond the same limit: nobody sees the difference."""
+        if self.clamp is None:
+            return self.values
+        low, high = self.clamp
+        z, own = self.scale * y + self.base, self.scale * self.values + self.base
+        hidden = torch.zeros_like(z, dtype=torch.bool)
+        if low is not None:
+            hidden |= (z <= low) & (own <= low)
+        if high is not None:
+            hidden |= (z >= high) & (own >= high)
+        return torch.where(hidden, y, self.values)
+
+
+def fit(x: Tensor, old: Tensor, goal: Goal) -> tuple[Tensor, Repaired]:
+    """Weights that are best on the last rows of those that ridge regression towards `old` finds on the others.
+
+    Args:
+        x: inputs [g, R, D].
+        old: weights [g, O, D].
+
+    Returns:
+        The weights, `old` where nothing is better, and the errors.
+    """
+    cut = round(x.shape[1] * (1 - HELD_OUT))
+    inside, held = x[:, :cut], x[:, cut:]
+    fitted, unseen = goal[:cut], goal[cut:]
+    normal = inside.mT @ inside
+    start = inside @ old.mT
+    scale = max(float(unseen.seen(unseen.values).square().mean()), 1e-30)
+    before = unseen.error(held @ old.mT)
+    best, least = old, before
+    for factor in _factors(normal):
+        new = old + torch.cholesky_solve(inside.mT @ (fitted.values - start), factor).mT
+        error = unseen.error(held @ new.mT)
+        if error < least:
+            best, least, solver = new, error, factor
+    if best is not old and goal.clamp is not None:
+        for _ in range(STEPS):
+            step = torch.cholesky_solve(inside.mT @ (fitted.wanted(inside @ best.mT) - start), solver)
+            error = unseen.error(held @ (old + step.mT).mT)
+            if error >= least:
+                break
+            best, least = old + step.mT, error
+    return best, Repaired(before / scale, least / scale)
+
+
+def _factors(normal: Tensor) -> Iterator[Tensor]:
+    """Cholesky factors [g, D, D] of the normal matrices with each ridge; one that fails is left out."""
+    diagonal = normal.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1, keepdim=True).clamp(min=1e-12)
+    for ridge in RIDGES:
+        factor, info = torch.linalg.cholesky_ex(normal + torch.diag_embed((ridge * mean).expand_as(diagonal)))
+        if not info.any():
+            yield factor
