@@ -96,7 +96,12 @@ class Evaluator:
         self._ladder: Ladder | None = None
         if isinstance(space, SearchSpace):
             self._ladder = Ladder(
-                space, data, samples=calibration_samples, importance=importance, precision=self.precision
+                space,
+                data,
+                samples=calibration_samples,
+                importance=importance,
+                classifies=score in SCORES,
+                precision=self.precision,
             )
         if self.recovery in RUNGS[2:] and (self._ladder is None or materialise is not None):
             raise UserError(

@@ -34,14 +34,22 @@ class Ladder:
         data: gives the calibration samples, from the training split.
         samples: how many.
         importance: criterion by which the subnets were cut.
+        classifies: whether the network returns class scores.
         precision: of the recalibration, "fp32" or "bf16"; all else is float32.
     """
 
     def __init__(
-        self, space: SearchSpace, data: Data, *, samples: int, importance: str = "l2", precision: str = "fp32"
+        self,
+        space: SearchSpace,
+        data: Data,
+        *,
+        samples: int,
+        importance: str = "l2",
+        classifies: bool = False,
+        precision: str = "fp32",
     ) -> None:
         self.space, self.data, self.samples = space, data, samples
-        self.importance, self.precision = importance, precision
+        self.importance, self.classifies, self.precision = importance, classifies, precision
 
     def recover(self, subnet: nn.Module, candidate: Candidate, rung: str) -> None:
         """Change `subnet`, the network of `candidate`, in place; it owns its parameters from "compensate" on."""
@@ -72,7 +80,7 @@ class Ladder:
         example = batch_size_of((*args, *kwargs.values()))
         per_sample = max(1, self.space.costs(self.space.dense).peak_bytes // example)
         one = _one_batch(self.inputs, max(1, MEMORY // per_sample))
-        return record(self.space.model, to_device(one, device_of(self.space.model)))
+        return record(self.space.model, to_device(one, device_of(self.space.model)), classifies=self.classifies)
 
 
 def _one_batch(batches: Sequence[Inputs], limit: int) -> Inputs:

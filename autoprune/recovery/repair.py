@@ -8,6 +8,7 @@ dense network's pre-activations at sampled places, are recorded once per study.
   that it corrects what earlier layers left there. A batch norm between (evaluation mode) is inverted.
 - *What the clamp hides costs nothing*: behind a ReLU, two values below zero are equal. After the plain fit, such
   targets are replaced by the fit's own predictions and it is solved again (majorisation: the error never rises).
+- *The last layer* of a classifier is then fitted to the dense network's probabilities (`classifier`).
 - *Held-out*: the ridge and the number of those steps are what is best on samples that the fit did not see; a layer
   whose error there does not fall keeps its weights.
 
@@ -26,7 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from autoprune.data.base import Inputs, batch_size_of, first_samples, forward
+from autoprune.recovery.classifier import fit_classifier
 from autoprune.recovery.surroundings import Behind, Key, Surroundings
+from autoprune.running import logits_of
 from autoprune.search_spaces.layers import Call, Layer, LayerWatch, watching
 from autoprune.search_spaces.runs import without_own_storage
 from autoprune.search_spaces.surgery import Kept, named_tensors
@@ -40,9 +43,12 @@ HELD_OUT = 0.2
 STEPS = 10
 """At most so many fits behind a clamp."""
 
-MAX_ROWS = 32_000
+ROWS = (8_192, 32_768)
+ROWS_PER_INPUT = 64
 MAX_VALUES = 2**26
-"""Places a layer is fitted on: at most `MAX_ROWS`, and as many as hold `MAX_VALUES` inputs (256 MiB)."""
+"""Places that a layer is fitted on: so many for each unknown of an output, within the limits, and no more than hold
+`MAX_VALUES` inputs (256 MiB).
+"""
 
 MAX_INPUTS = 9_216
 """Unknowns of one output from which on a layer is left as it is: the normal matrix is of their square."""
@@ -56,6 +62,7 @@ class Target:
         rows: [R], ascending: all rows of a sample stand together.
         values: its outputs [R, outputs].
         total: the sum that they join [R, outputs], where there is one.
+        is_output: whether they are what the network returns.
     """
 
     layer: Layer
@@ -63,6 +70,7 @@ class Target:
     rows: Tensor
     values: Tensor
     total: Tensor | None = None
+    is_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,13 +89,19 @@ class Repaired:
     after: float
 
 
-def record(dense: nn.Module, inputs: Inputs) -> Targets:
-    """Run the dense network on `inputs`, one batch, and keep samples of what its layers compute."""
+def record(dense: nn.Module, inputs: Inputs, *, classifies: bool = False) -> Targets:
+    """Run the dense network on `inputs`, one batch, and keep samples of what its layers compute.
+
+    Args:
+        classifies: whether the network returns class scores.
+    """
     model = without_own_storage(dense).eval()
     seen, few = Surroundings(model), first_samples(inputs, 2)
     watching(seen, model, lambda: forward(model, few))
     recorder = _Recorder(model, batch_size_of(inputs), {index: seen.behind(index) for index in seen.once()})
-    watching(recorder, model, lambda: forward(model, inputs))
+    output = watching(recorder, model, lambda: forward(model, inputs))
+    if classifies:
+        recorder.mark_output(logits_of(output))
     return Targets(inputs, recorder.targets)
 
 
@@ -111,8 +125,9 @@ def sampled_rows(call: Call, num_samples: int) -> Tensor:
     per_sample, rest = divmod(call.num_rows, num_samples)
     if rest or not per_sample:  # rows are not those of samples: windows that were moved into the batch, say
         per_sample, num_samples = call.num_rows, 1
-    width = call.layer.groups * call.num_inputs
-    wanted = max(1, min(MAX_ROWS, MAX_VALUES // width) // num_samples)
+    limit = min(max(ROWS[0], ROWS_PER_INPUT * call.num_inputs), ROWS[1])
+    limit = min(limit, MAX_VALUES // (call.layer.groups * call.num_inputs))
+    wanted = max(1, limit // num_samples)
     first = torch.arange(num_samples).unsqueeze(1) * per_sample
     if wanted >= per_sample:
         rows = first + torch.arange(per_sample)
@@ -138,6 +153,13 @@ class _Recorder(LayerWatch):
             if behind.total is not None:
                 self._joining.setdefault(behind.total, []).append((call, target))
         return out
+
+    def mark_output(self, scores: Tensor) -> None:
+        """Note which layer made these scores, the last thing that the network did."""
+        if self.targets:
+            target = self.targets[max(self.targets)]
+            if scores.dim() == 2 and torch.equal(target.values, scores):
+                target.is_output = True
 
     def on_op(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         out = func(*args, **kwargs)
@@ -172,7 +194,7 @@ class _Repair(LayerWatch):
         return out
 
     def _fit(self, call: Call, target: Target) -> None:
-        layer = target.layer
+        layer = call.layer  # not that of the dense network: a depthwise convolution has fewer groups now
         weight = self._tensors[layer.name]
         bias = None if layer.bias is None else self._tensors[layer.bias]
         goal = self._goal(call, target)
@@ -182,6 +204,8 @@ class _Repair(LayerWatch):
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
             old = torch.cat([old, bias.reshape(layer.groups, -1, 1)], 2)
         new, self.found[layer.name] = fit(x, old, goal)
+        if target.is_output:
+            new = fit_classifier(x[0], new[0], target.values, _cut(x)).unsqueeze(0)
         if bias is not None:
             bias.copy_(new[..., -1].reshape(-1))
             new = new[..., :-1]
@@ -189,7 +213,7 @@ class _Repair(LayerWatch):
 
     def _goal(self, call: Call, target: Target) -> Goal:
         """What the kept outputs should be, and what of them is seen behind norm, sum and clamp."""
-        layer, behind = target.layer, target.behind
+        layer, behind = call.layer, target.behind
         outputs = self._kept.get(layer.name, (None, None))[1 - layer.in_dim]
         kept = slice(None) if outputs is None else torch.as_tensor(outputs, device=target.values.device)
         values = target.values[:, kept]
@@ -272,7 +296,7 @@ def fit(x: Tensor, old: Tensor, goal: Goal) -> tuple[Tensor, Repaired]:
     Returns:
         The weights, `old` where nothing is better, and the errors.
     """
-    cut = round(x.shape[1] * (1 - HELD_OUT))
+    cut = _cut(x)
     inside, held = x[:, :cut], x[:, cut:]
     fitted, unseen = goal[:cut], goal[cut:]
     normal = inside.mT @ inside
@@ -280,8 +304,9 @@ def fit(x: Tensor, old: Tensor, goal: Goal) -> tuple[Tensor, Repaired]:
     scale = max(float(unseen.seen(unseen.values).square().mean()), 1e-30)
     before = unseen.error(held @ old.mT)
     best, least = old, before
+    right = inside.mT @ (fitted.values - start)
     for factor in _factors(normal):
-        new = old + torch.cholesky_solve(inside.mT @ (fitted.values - start), factor).mT
+        new = old + torch.cholesky_solve(right, factor).mT
         error = unseen.error(held @ new.mT)
         if error < least:
             best, least, solver = new, error, factor
@@ -293,6 +318,11 @@ def fit(x: Tensor, old: Tensor, goal: Goal) -> tuple[Tensor, Repaired]:
                 break
             best, least = old + step.mT, error
     return best, Repaired(before / scale, least / scale)
+
+
+def _cut(x: Tensor) -> int:
+    """The first of the rows that are held out."""
+    return round(x.shape[1] * (1 - HELD_OUT))
 
 
 def _factors(normal: Tensor) -> Iterator[Tensor]:

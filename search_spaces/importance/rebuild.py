@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _RIDGE = 1e-3
 """In units of the mean diagonal of the second moments, as for compensation."""
 
+_ROUNDS = 64
+"""Of so many units left one goes at a time, of twice as many two, and so on."""
+
 
 class Rebuild(Criterion):
     """Order in which units go if each time that one goes whose loss, after the best linear rebuild of every layer that
@@ -74,18 +77,21 @@ class _Reader:
 
     def losses(self) -> Tensor:
         """What the error rises by if a unit goes, for every unit [U]."""
-        columns = self.weight[:, self.places]  # [rows, U, positions]
+        if self.places.shape[1] == 1:
+            one = self.places[:, 0]
+            single: Tensor = self.weight[:, one].square().sum(0) / self.inverse.diagonal()[one]
+            return single
+        columns = self.weight[:, self.places].movedim(0, 2)  # [U, positions, rows]
         blocks = self.inverse[self.places.unsqueeze(2), self.places.unsqueeze(1)]
-        solved = torch.linalg.solve(blocks, columns.movedim(0, 2))  # [U, positions, rows]
-        losses: Tensor = (solved * columns.movedim(0, 2)).sum((1, 2))
+        losses: Tensor = (torch.linalg.solve(blocks, columns) * columns).sum((1, 2))
         return losses
 
-    def remove(self, unit: int) -> None:
-        """Rebuild a unit from the others; its columns become zero, its block of the inverse a unit matrix."""
-        place = self.places[unit]
+    def remove(self, units: IntArray) -> None:
+        """Rebuild units from the others: their columns become zero, their block of the inverse a unit matrix."""
+        place = self.places[torch.as_tensor(units, device=self.places.device)].ravel()
         block = torch.linalg.solve(self.inverse[place][:, place], self.inverse[place])  # [positions, I]
-        self.weight = self.weight - self.weight[:, place] @ block
-        self.inverse = self.inverse - self.inverse[:, place] @ block
+        self.weight.addmm_(self.weight[:, place], block, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, place], block, alpha=-1)
         self.weight[:, place] = 0
         self.inverse[:, place] = 0
         self.inverse[place] = 0
@@ -93,13 +99,14 @@ class _Reader:
 
 
 def _order(readers: list[_Reader], num_units: int) -> FloatArray:
+    """When each unit goes; of many, a few at once."""
     score = np.zeros(num_units)
-    left = np.ones(num_units, bool)
-    for step in range(num_units):
+    left = np.arange(num_units)
+    while len(left):
         losses = torch.stack([reader.losses() for reader in readers]).sum(0).cpu().numpy()
-        unit = int(np.argmin(np.where(left, losses, np.inf)))
-        left[unit] = False
-        score[unit] = step
+        go = left[np.argsort(losses[left], kind="stable")[: max(1, len(left) // _ROUNDS)]]
+        score[go] = num_units - len(left) + np.arange(len(go))
+        left = np.setdiff1d(left, go)
         for reader in readers:
-            reader.remove(unit)
+            reader.remove(go)
     return score
