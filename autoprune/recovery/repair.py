@@ -50,6 +50,9 @@ MAX_VALUES = 2**26
 `MAX_VALUES` inputs (256 MiB).
 """
 
+MIN_ROWS = 10
+"""A layer with fewer is left as it is: there is nothing to hold out."""
+
 MAX_INPUTS = 9_216
 """Unknowns of one output from which on a layer is left as it is: the normal matrix is of their square."""
 
@@ -60,6 +63,7 @@ class Target:
 
     Attributes:
         rows: [R], ascending: all rows of a sample stand together.
+        num_rows: how many there are; another number in the subnet says that they are made of units (heads, say).
         values: its outputs [R, outputs].
         total: the sum that they join [R, outputs], where there is one.
         is_output: whether they are what the network returns.
@@ -68,6 +72,7 @@ class Target:
     layer: Layer
     behind: Behind
     rows: Tensor
+    num_rows: int
     values: Tensor
     total: Tensor | None = None
     is_output: bool = False
@@ -149,7 +154,7 @@ class _Recorder(LayerWatch):
         behind = self._wanted.get(call.index)
         if behind is not None and call.num_inputs <= MAX_INPUTS:
             rows = sampled_rows(call, self._num_samples)
-            target = self.targets[call.index] = Target(call.layer, behind, rows, call.outputs(out, rows))
+            target = self.targets[call.index] = Target(call.layer, behind, rows, call.num_rows, call.outputs(out, rows))
             if behind.total is not None:
                 self._joining.setdefault(behind.total, []).append((call, target))
         return out
@@ -180,7 +185,7 @@ class _Repair(LayerWatch):
 
     def on_layer(self, call: Call) -> Any:
         target = self._targets.get(call.index)
-        if target is not None and target.layer.name == call.layer.name:
+        if target is not None and self._fits(call, target):
             self._fit(call, target)
         return self._noted(call.run())
 
@@ -192,6 +197,12 @@ class _Repair(LayerWatch):
             if (self.index, position) in self._wanted:
                 self._values[self.index, position] = tensor
         return out
+
+    @staticmethod
+    def _fits(call: Call, target: Target) -> bool:
+        """Is this still the call that the target was recorded of, and are there samples to fit it on?"""
+        same = target.layer.name == call.layer.name and target.num_rows == call.num_rows
+        return same and len(target.rows) >= MIN_ROWS
 
     def _fit(self, call: Call, target: Target) -> None:
         layer = call.layer  # not that of the dense network: a depthwise convolution has fewer groups now
