@@ -94,3 +94,20 @@ def digits_resnet(num_classes: int = 10, in_channels: int = 1, seed: int = 0) ->
 def fashion_resnet(num_classes: int = 10, in_channels: int = 1, seed: int = 0) -> SmallResNet:
     """Return the net for 28 x 28 images: five blocks behind a stem of stride 2, 100,986 parameters."""
     return small_resnet(num_classes, in_channels, stem_stride=2, seed=seed)
+
+
+def fashion_mobilenet(num_classes: int = 10, in_channels: int = 1, seed: int = 0) -> nn.Module:
+    """Return a small MobileNetV2 for 28 x 28 images: seven inverted residual blocks, depthwise convolutions.
+
+    Source: Sandler et al. 2018, "MobileNetV2", arXiv:1801.04381, as in torchvision; narrower and with fewer strides.
+    """
+    from torchvision.models import MobileNetV2  # not needed for the other nets
+
+    settings = [[1, 32, 1, 1], [4, 48, 2, 2], [4, 64, 2, 2], [4, 96, 2, 1]]
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net: nn.Module = MobileNetV2(num_classes, width_mult=0.5, inverted_residual_setting=settings, dropout=0.0)
+        stem = net.get_submodule("features.0")
+        assert isinstance(stem, nn.Sequential)
+        stem[0] = nn.Conv2d(in_channels, 16, 3, 2, padding=1, bias=False)
+    return net

@@ -19,7 +19,7 @@ Differs: ridge towards the present weights, the clamp by majorisation, feedback 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,20 +28,12 @@ from torch import Tensor, nn
 
 from autoprune.data.base import Inputs, batch_size_of, first_samples, forward
 from autoprune.recovery.classifier import fit_classifier
+from autoprune.recovery.fit import Goal, Repaired, first_held_out, fit
 from autoprune.recovery.surroundings import Behind, Key, Surroundings
 from autoprune.running import logits_of
 from autoprune.search_spaces.layers import Call, Layer, LayerWatch, watching
 from autoprune.search_spaces.runs import without_own_storage
 from autoprune.search_spaces.surgery import Kept, named_tensors
-
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""In units of the mean diagonal of the normal matrix."""
-
-HELD_OUT = 0.2
-"""Share of the samples that decides."""
-
-STEPS = 10
-"""At most so many fits behind a clamp."""
 
 ROWS = (8_192, 32_768)
 ROWS_PER_INPUT = 64
@@ -84,14 +76,6 @@ class Targets:
 
     inputs: Inputs
     layers: Mapping[int, Target]
-
-
-@dataclass(frozen=True)
-class Repaired:
-    """Mean squared error of a layer on the held-out samples, in units of its target's mean square, before and after."""
-
-    before: float
-    after: float
 
 
 def record(dense: nn.Module, inputs: Inputs, *, classifies: bool = False) -> Targets:
@@ -216,7 +200,7 @@ class _Repair(LayerWatch):
             old = torch.cat([old, bias.reshape(layer.groups, -1, 1)], 2)
         new, self.found[layer.name] = fit(x, old, goal)
         if target.is_output:
-            new = fit_classifier(x[0], new[0], target.values, _cut(x)).unsqueeze(0)
+            new = fit_classifier(x[0], new[0], target.values, first_held_out(len(target.rows))).unsqueeze(0)
         if bias is not None:
             bias.copy_(new[..., -1].reshape(-1))
             new = new[..., :-1]
@@ -252,95 +236,3 @@ class _Repair(LayerWatch):
             base.reshape(by_group).movedim(1, 0),
             clamp,
         )
-
-
-@dataclass(frozen=True)
-class Goal:
-    """``clamp(scale * y + base)`` should be that of `values`.
-
-    Attributes:
-        values: [g, R, O].
-        scale: [g, 1, O].
-        base: [g, R, O].
-        clamp: lowest and highest value, None where there is no such limit.
-    """
-
-    values: Tensor
-    scale: Tensor
-    base: Tensor
-    clamp: tuple[float | None, float | None] | None
-
-    def __getitem__(self, rows: slice) -> Goal:
-        """Some of the rows."""
-        return Goal(self.values[:, rows], self.scale, self.base[:, rows], self.clamp)
-
-    def seen(self, y: Tensor) -> Tensor:
-        """What the next layer gets."""
-        z = self.scale * y + self.base
-        return z if self.clamp is None else z.clamp(*self.clamp)
-
-    def error(self, y: Tensor) -> float:
-        """Mean square of the difference."""
-        return float((self.seen(y) - self.seen(self.values)).square().mean())
-
-    def wanted(self, y: Tensor) -> Tensor:
-        """The values, but `y` where both are beyond the same limit: nobody sees the difference."""
-        if self.clamp is None:
-            return self.values
-        low, high = self.clamp
-        z, own = self.scale * y + self.base, self.scale * self.values + self.base
-        hidden = torch.zeros_like(z, dtype=torch.bool)
-        if low is not None:
-            hidden |= (z <= low) & (own <= low)
-        if high is not None:
-            hidden |= (z >= high) & (own >= high)
-        return torch.where(hidden, y, self.values)
-
-
-def fit(x: Tensor, old: Tensor, goal: Goal) -> tuple[Tensor, Repaired]:
-    """Weights that are best on the last rows of those that ridge regression towards `old` finds on the others.
-
-    Args:
-        x: inputs [g, R, D].
-        old: weights [g, O, D].
-
-    Returns:
-        The weights, `old` where nothing is better, and the errors.
-    """
-    cut = _cut(x)
-    inside, held = x[:, :cut], x[:, cut:]
-    fitted, unseen = goal[:cut], goal[cut:]
-    normal = inside.mT @ inside
-    start = inside @ old.mT
-    scale = max(float(unseen.seen(unseen.values).square().mean()), 1e-30)
-    before = unseen.error(held @ old.mT)
-    best, least = old, before
-    right = inside.mT @ (fitted.values - start)
-    for factor in _factors(normal):
-        new = old + torch.cholesky_solve(right, factor).mT
-        error = unseen.error(held @ new.mT)
-        if error < least:
-            best, least, solver = new, error, factor
-    if best is not old and goal.clamp is not None:
-        for _ in range(STEPS):
-            step = torch.cholesky_solve(inside.mT @ (fitted.wanted(inside @ best.mT) - start), solver)
-            error = unseen.error(held @ (old + step.mT).mT)
-            if error >= least:
-                break
-            best, least = old + step.mT, error
-    return best, Repaired(before / scale, least / scale)
-
-
-def _cut(x: Tensor) -> int:
-    """The first of the rows that are held out."""
-    return round(x.shape[1] * (1 - HELD_OUT))
-
-
-def _factors(normal: Tensor) -> Iterator[Tensor]:
-    """Cholesky factors [g, D, D] of the normal matrices with each ridge; one that fails is left out."""
-    diagonal = normal.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(1, keepdim=True).clamp(min=1e-12)
-    for ridge in RIDGES:
-        factor, info = torch.linalg.cholesky_ex(normal + torch.diag_embed((ridge * mean).expand_as(diagonal)))
-        if not info.any():
-            yield factor

@@ -15,8 +15,9 @@ from autoprune.nets import small_resnet
 from autoprune.recovery import ladder
 from autoprune.recovery.classifier import fit_classifier
 from autoprune.recovery.compensate import compensate
+from autoprune.recovery.fit import Goal, fit
 from autoprune.recovery.ladder import RUNGS, Ladder
-from autoprune.recovery.repair import Goal, Targets, fit, record, repair
+from autoprune.recovery.repair import Targets, record, repair
 from autoprune.recovery.surroundings import Surroundings
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.layers import watching
