@@ -192,36 +192,37 @@ class _Repair(LayerWatch):
         layer = call.layer  # not that of the dense network: a depthwise convolution has fewer groups now
         weight = self._tensors[layer.name]
         bias = None if layer.bias is None else self._tensors[layer.bias]
-        goal = self._goal(call, target)
-        x = call.windows(target.rows)  # [g, R, D]
-        old = layer.matrix(weight).flatten(2)  # [g, O, D]
+        dtype = torch.promote_types(weight.dtype, torch.float32)  # no solver works in half precision
+        goal = self._goal(call, target, dtype)
+        x = call.windows(target.rows).to(dtype)  # [g, R, D]
+        old = layer.matrix(weight).flatten(2).to(dtype)  # [g, O, D]
         if bias is not None:
             x = torch.cat([x, x.new_ones(*x.shape[:2], 1)], 2)
-            old = torch.cat([old, bias.reshape(layer.groups, -1, 1)], 2)
+            old = torch.cat([old, bias.to(dtype).reshape(layer.groups, -1, 1)], 2)
         new, self.found[layer.name] = fit(x, old, goal)
         if target.is_output:
-            new = fit_classifier(x[0], new[0], target.values, first_held_out(len(target.rows))).unsqueeze(0)
+            new = fit_classifier(x[0], new[0], target.values.to(dtype), first_held_out(len(target.rows))).unsqueeze(0)
         if bias is not None:
             bias.copy_(new[..., -1].reshape(-1))
             new = new[..., :-1]
         weight.copy_(layer.shaped(new, weight))
 
-    def _goal(self, call: Call, target: Target) -> Goal:
+    def _goal(self, call: Call, target: Target, dtype: torch.dtype) -> Goal:
         """What the kept outputs should be, and what of them is seen behind norm, sum and clamp."""
         layer, behind = call.layer, target.behind
         outputs = self._kept.get(layer.name, (None, None))[1 - layer.in_dim]
         kept = slice(None) if outputs is None else torch.as_tensor(outputs, device=target.values.device)
-        values = target.values[:, kept]
+        values = target.values[:, kept].to(dtype)
         scale, base = values.new_ones(values.shape[1]), torch.zeros_like(values)
         if behind.norm is not None:
             scale, shift = behind.norm.affine(self._tensors)
             base += shift
         if target.total is not None:
-            total = target.total[:, kept]
+            total = target.total[:, kept].to(dtype)
             base = total - values * scale  # what is added in the dense network, and here if nothing else is known
             here = self._values.pop(behind.other, None) if behind.is_known and behind.other is not None else None
             if here is not None and call.fits(here, values.shape[1]):
-                base = call.outputs(here, target.rows)
+                base = call.outputs(here, target.rows).to(dtype)
                 if behind.norm is not None:
                     base = base + shift
                 wanted = (total - base) / scale

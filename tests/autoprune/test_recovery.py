@@ -210,6 +210,19 @@ def test_an_uncut_network_keeps_its_outputs() -> None:
     assert error(space, subnet) < 1e-8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_networks_of_other_types_keep_their_type(dtype: torch.dtype) -> None:
+    space = space_of(Redundant().to(dtype), IMAGE.to(dtype))
+    half = space.candidate(0.5)
+    subnet, kept = space.materialise(half), space.kept(half)
+    images = IMAGES.to(dtype)
+    before = error(space, subnet, images)
+    compensate(space, subnet, kept, collect_moments(space, [images]))
+    repair(subnet, kept, record(space.model, images))
+    assert all(p.dtype == dtype for p in subnet.parameters())
+    assert error(space, subnet, images) < 0.5 * before
+
+
 def test_later_branches_correct_the_stream() -> None:
     """Noise in the first block's branch is taken out again by the second block, which is able to."""
 
