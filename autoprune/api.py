@@ -96,7 +96,7 @@ def search(
     importance: str = "l2",
     importance_samples: int = 1024,
     importance_loss: Loss | None = None,
-    recovery: str = "recalibrate",
+    recovery: str = "compensate",
     calibration_samples: int = 2000,
     search_size: float | None = None,
     batch_size: int = 128,

@@ -71,7 +71,7 @@ def search(
     score: options.Score = "accuracy",
     importance: options.Importance = "l2",
     importance_samples: options.ImportanceSamples = 1024,
-    recovery: options.Recovery = "recalibrate",
+    recovery: options.Recovery = "compensate",
     calibration_samples: options.CalibrationSamples = 2000,
     precision: options.Precision = "auto",
     latency_batch: options.LatencyBatch = 1,

@@ -91,7 +91,7 @@ class SearchConfig:
     score: str = "accuracy"
     importance: str = "l2"
     importance_samples: int = 1024
-    recovery: str = "recalibrate"
+    recovery: str = "compensate"
     calibration_samples: int = 2000
     precision: str = "auto"
     latency_batch: int = 1

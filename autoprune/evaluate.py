@@ -50,7 +50,8 @@ class Evaluator:
             under `torch.no_grad` and the precision's autocast with the model in evaluation mode; it moves its batches
             to the model's device itself. Higher is better.
         importance: criterion by which units are kept.
-        recovery: rung of the ladder that every candidate is put on, see `recovery.ladder.RUNGS`.
+        recovery: rung of the ladder that every candidate is put on, see `recovery.ladder.RUNGS`. None: "compensate",
+            or "recalibrate" where what was cut is not known.
         calibration_samples: training samples that recovery reads; 0 turns it off.
         seed: seeds the global generators while a candidate is scored, for models and functions that draw from them.
         precision: "auto", "fp32" or "bf16"; decided once, on the dense model.
@@ -74,7 +75,7 @@ class Evaluator:
         *,
         score: str | Score = "accuracy",
         importance: str = "l2",
-        recovery: str = "recalibrate",
+        recovery: str | None = None,
         calibration_samples: int = 2000,
         seed: int = 0,
         precision: str = "auto",
@@ -83,6 +84,9 @@ class Evaluator:
     ) -> None:
         if calibration_samples < 0:
             raise UserError(f"`calibration_samples >= 0` must hold, but got {calibration_samples}.")
+        knows_the_cut = isinstance(space, SearchSpace) and materialise is None
+        if recovery is None:
+            recovery = "compensate" if knows_the_cut else "recalibrate"
         if recovery not in RUNGS:
             raise unknown("recovery", recovery, RUNGS)
         self.space, self.data = space, data
@@ -103,7 +107,7 @@ class Evaluator:
                 classifies=score in SCORES,
                 precision=self.precision,
             )
-        if self.recovery in RUNGS[2:] and (self._ladder is None or materialise is not None):
+        if self.recovery in RUNGS[2:] and not knows_the_cut:
             raise UserError(
                 f"The recovery {recovery!r} must know what was cut: it cannot be used with a slicing of your own. Set "
                 "recovery='recalibrate'."

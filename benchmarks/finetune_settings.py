@@ -53,7 +53,7 @@ def main() -> None:
     trained = finetune(fashion_resnet(), data, FineTune(epochs=3, lr=0.1), progress=progress, description="Training")
     space = trace(trained.model, data.example())
     half = space.candidate(0.5)
-    start = Evaluator(space, data).subnet(half)
+    start = Evaluator(space, data, recovery="recalibrate").subnet(half)
     sliced = Evaluator(space, data, calibration_samples=0).subnet(half)
     share = space.costs(half).macs / space.costs(space.dense).macs
     print(f"dense {100 * accuracy(trained.model, data.test):.1f} % on test, precision {trained.precision}")

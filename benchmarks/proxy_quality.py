@@ -1,4 +1,4 @@
-"""What closed-form recovery is worth without a gradient step: Fashion-MNIST, two kinds of network, three seeds.
+"""What closed-form recovery is worth without a gradient step: Fashion-MNIST, three kinds of network.
 
     OMP_NUM_THREADS=1 python benchmarks/proxy_quality.py
     OMP_NUM_THREADS=1 python benchmarks/proxy_quality.py --net mobilenet --seeds 1
@@ -19,6 +19,7 @@ import statistics
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,11 +34,25 @@ from autoprune.train import train_dense
 
 BUDGETS = (0.56, 0.25, 0.10)
 COLUMNS = (("l2", "slice"), ("l2", "recalibrate"), ("l2", "compensate"), ("l2", "repair"), ("rebuild", "repair"))
-RECIPES = {
-    "resnet": ("autoprune.nets:fashion_resnet", {"epochs": 3, "lr": 0.1}),
-    "resnet_decayed": ("autoprune.nets:fashion_resnet", {"epochs": 3, "lr": 0.2, "weight_decay": 2e-3}),
-    "mobilenet": ("autoprune.nets:fashion_mobilenet", {"epochs": 4, "lr": 0.1}),
+RECIPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "resnet": ("autoprune.nets:fashion_resnet", {}, {"epochs": 3, "lr": 0.1}),
+    "resnet_decayed": ("autoprune.nets:fashion_resnet", {}, {"epochs": 3, "lr": 0.2, "weight_decay": 2e-3}),
+    "mobilenet": ("autoprune.nets:fashion_mobilenet", {}, {"epochs": 4, "lr": 0.1}),
+    "vit": (
+        "timm:vit_tiny_patch16_224",
+        {
+            "img_size": 28,
+            "patch_size": 4,
+            "in_chans": 1,
+            "embed_dim": 64,
+            "depth": 4,
+            "num_heads": 4,
+            "num_classes": 10,
+        },
+        {"epochs": 8, "optimizer": "adamw", "lr": 0.002, "weight_decay": 0.02},
+    ),
 }
+"""Name -> model, its arguments, how it is trained."""
 
 
 def main() -> None:
@@ -61,12 +76,14 @@ def main() -> None:
 
 
 def traced(net: str, seed: int, data: Data, work: Path) -> SearchSpace:
-    spec, settings = RECIPES[net]
+    spec, arguments, settings = RECIPES[net]
+    if spec.startswith("autoprune"):
+        arguments = {**arguments, "seed": seed}
     weights = work / f"{net}-{seed}.safetensors"
-    source = ModelSource(spec, {"seed": seed})
     if not weights.exists():
-        train_dense(source, "fashion-mnist", weights, settings=settings, seed=seed)
-    model = ModelSource(spec, {"seed": seed}, str(weights)).build().eval()
+        torch.manual_seed(seed)
+        train_dense(ModelSource(spec, arguments), "fashion-mnist", weights, settings=settings, seed=seed)
+    model = ModelSource(spec, arguments, str(weights)).build().eval()
     space = trace(model, data.example(1), align=1)
     space.collect("rebuild", data.samples(2000))
     return space

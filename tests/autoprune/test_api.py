@@ -169,7 +169,7 @@ def test_bad_input_names_the_mistake_and_leaves_nothing(tmp_path: Path, wrong: d
 
 def test_point_is_fine_tuned_and_exported_afterwards(tmp_path: Path) -> None:
     run = tmp_path / "r"
-    ap.search(tiny_net(), **loaders(), **{**SETTINGS, "points": 1}, trials=2, run=run)
+    ap.search(tiny_net(), **loaders(), **{**SETTINGS, "points": 1}, recovery="slice", trials=2, run=run)
     with pytest.raises(ap.UserError, match="no point 7"):
         fine_tune(run, ap.FineTune(epochs=1), point=7, model=tiny_net(), **loaders())
     pruned = ap.load(run / "front" / "0", model=tiny_net())
