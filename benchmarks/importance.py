@@ -63,9 +63,8 @@ def main() -> None:
         for name in options.importance:
             rows[name].append(measured(space, data, part, name, options, seed))
             print(f"seed {seed} {name}: {[round(value, 4) for value in rows[name][-1]]}", flush=True)
-    print(
-        f"\n{SPEC}, {options.seeds} dense networks ({spread(dense)} % on test), {options.samples} samples, {options.recovery}\n"
-    )
+    print(f"\n{SPEC}, {options.seeds} dense networks ({spread(dense)} % on test), {options.samples} samples")
+    print(f"recovery: {options.recovery}\n")
     heads = [f"{share:g}x MACs" for share in SHARES] + ([f"{SHARES[-1]:g}x, tuned"] if part else [])
     print(f"| criterion | {' | '.join(heads)} | seconds |\n|{'---|' * (2 + len(heads))}")
     for name, results in rows.items():
