@@ -1,6 +1,6 @@
 """Rank correlation of two scores over the same candidates, with a bootstrap interval.
 
-Spearman's rho (Pearson's correlation of midranks) and Kendall's tau-b, the values as `scipy.stats` gives them. The
+Spearman's rho (Pearson's correlation of midranks) and Kendall's tau-b, as `scipy.stats` defines them. The
 interval is the percentile bootstrap over candidates (Efron & Tibshirani 1993, "An Introduction to the Bootstrap",
 sec. 13.3). A resample in which one score is constant tells nothing about order and counts as 0, which widens the
 interval of very few candidates.
@@ -11,14 +11,14 @@ Shape letters: n candidates, B resamples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
 
 from autoprune.search_spaces.types import FloatArray, IntArray
 
-RESAMPLES = 2000
+RESAMPLES = 2001
 LEVEL = 0.95
 MIN_PAIRS = 5
 """Fewer candidates give no correlation worth a number."""
@@ -36,10 +36,6 @@ class Correlation:
         value, low, high = (f"{round(number, 2) + 0.0:.2f}" for number in (self.value, self.low, self.high))
         return f"{value} [{low}, {high}]"
 
-    def to_dict(self) -> dict[str, float]:
-        """The values in the words of JSON."""
-        return asdict(self)
-
 
 def correlate(
     x: Sequence[float], y: Sequence[float], *, seed: int = 0
@@ -55,14 +51,14 @@ def correlate(
     if len(a) < MIN_PAIRS or len(np.unique(a)) == 1 or len(np.unique(b)) == 1:
         return None, None
     draws: IntArray = np.random.default_rng(seed).integers(len(a), size=(RESAMPLES, len(a)))
-    rho = float(scipy.stats.spearmanr(a, b).statistic)
-    tau = float(scipy.stats.kendalltau(a, b).statistic)
-    return _with_interval(rho, _spearman(a[draws], b[draws])), _with_interval(tau, _kendall(a, b, draws))
+    draws[0] = np.arange(len(a))  # the candidates themselves
+    return _with_interval(_spearman(a[draws], b[draws])), _with_interval(_kendall(a, b, draws))
 
 
-def _with_interval(value: float, resampled: FloatArray) -> Correlation:
-    low, high = np.quantile(resampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Correlation(value, float(low), float(high))
+def _with_interval(resampled: FloatArray) -> Correlation:
+    """From [B], of which the first is the value."""
+    low, high = np.quantile(resampled[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Correlation(float(resampled[0]), float(low), float(high))
 
 
 def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -73,13 +69,11 @@ def _spearman(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 def _kendall(a: FloatArray, b: FloatArray, draws: IntArray) -> FloatArray:
-    """Of the pairs drawn, [n] and [B, n] -> [B]; one resample at a time: [n, n] signs each."""
+    """Of the pairs drawn, [n] and [B, n] -> [B]: sums over pairs of signs, weighted by how often each was drawn."""
+    times = np.zeros(draws.shape)
+    np.add.at(times, (np.arange(len(draws))[:, None], draws), 1)
     sa, sb = np.sign(a[:, None] - a), np.sign(b[:, None] - b)
-    sums = []
-    for draw in draws:
-        pa, pb = sa[np.ix_(draw, draw)], sb[np.ix_(draw, draw)]
-        sums.append((np.vdot(pa, pb), np.vdot(pa, pa), np.vdot(pb, pb)))
-    both, one, other = np.array(sums).T
+    both, one, other = (((times @ signs) * times).sum(1) for signs in (sa * sb, sa**2, sb**2))
     return _ratio(both, one, other)
 
 

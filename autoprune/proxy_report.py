@@ -110,8 +110,8 @@ def evaluate_proxies(measured: Measured) -> ProxyReport | None:
     columns: dict[str, Sequence[float | None]] = {
         name: [record.scores.get(name) for record in good] for name in measured.proxies
     }
-    ladder = [columns[name] for name in RUNGS if name in columns]
-    above = dict(zip([name for name in RUNGS if name in columns], [*ladder[1:], truths], strict=True))
+    ladder = [name for name in RUNGS if name in columns]
+    above = dict(zip(ladder, [*(columns[name] for name in ladder), truths][1:], strict=True))
     rows = []
     for name, (label, option) in measured.proxies.items():
         scores = columns[name]
@@ -185,9 +185,10 @@ def verdict(own: str, rows: Sequence[ProxyRow], *, num_candidates: int) -> tuple
                 f"search in a new run with {best.option}."
             )
     if trust != "yes":
+        narrow = f", or narrow the interval (--candidates {2 * num_candidates})"
         text += (
             " No other score here is clearly better: fine-tune several points of the front before choosing one "
-            f"(--points), or narrow the interval (--candidates {2 * num_candidates})."
+            f"(--points){narrow if found is not None and found.high >= TRUSTED else ''}."
         )
     return trust, text
 
@@ -253,12 +254,11 @@ def format_correlation(found: Correlation | None) -> str:
 
 def format_seconds(seconds: float) -> str:
     """``2.1 ms``, ``0.35 s``, ``19 s``: two significant digits."""
+    seconds = float(f"{seconds:.2g}")
     if seconds <= 0:
         return "0 s"
-    small = seconds < 0.0995
-    value = 1000 * seconds if small else seconds
-    digits = max(0, 1 - math.floor(math.log10(value)))
-    return f"{value:.{digits}f} {'ms' if small else 's'}"
+    value, unit = (seconds, "s") if seconds >= 0.1 else (1000 * seconds, "ms")
+    return f"{value:.{max(0, 1 - math.floor(math.log10(value)))}f} {unit}"
 
 
 def _between(
