@@ -24,6 +24,9 @@ TRUSTED = 0.5
 CLEARLY = 0.1
 """A proxy is recommended instead of the study's own where its Spearman correlation is higher by more than this."""
 
+NEARLY = 0.05
+"""Of proxies whose Spearman correlations differ by less than this, the cheapest counts as the best."""
+
 Trust: TypeAlias = Literal["yes", "partly", "no"]
 
 
@@ -92,7 +95,7 @@ class ProxyReport:
 
     @property
     def best(self) -> ProxyRow | None:
-        """The proxy with the highest Spearman correlation; of equals the cheapest; None where none has one."""
+        """The proxy with the highest Spearman correlation, or a cheaper one nearly as high; None where none has one."""
         return best_of(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
@@ -194,9 +197,10 @@ def verdict(own: str, rows: Sequence[ProxyRow], *, num_candidates: int) -> tuple
 
 
 def best_of(rows: Sequence[ProxyRow]) -> ProxyRow | None:
-    """The row with the highest Spearman correlation; of equals the cheapest."""
-    ranked = [(row.spearman.value, -row.seconds, -index) for index, row in enumerate(rows) if row.spearman is not None]
-    return rows[-max(ranked)[2]] if ranked else None
+    """The row with the highest Spearman correlation; of those less than `NEARLY` below it the cheapest."""
+    ranked = [(row.spearman.value, row) for row in rows if row.spearman is not None]
+    highest = max((value for value, _ in ranked), default=0.0)
+    return min((row for value, row in ranked if value > highest - NEARLY), key=lambda row: row.seconds, default=None)
 
 
 def read_report(run: Path, fingerprints: Mapping[str, str]) -> tuple[ProxyReport | None, str]:
@@ -285,10 +289,10 @@ def _remarks(
     ]
     if is_share(score):
         noise = math.sqrt(sum(p * (1 - p) for p in truths) / len(truths) / measured.num_samples)
-        if spread < 2 * noise:
+        if spread < noise:
             lines.append(
-                f"That is less than twice the sampling error of the search split ({format_score(score, noise)}): the "
-                "candidates hardly differ, so no proxy can rank them well. A tighter --budget tells more."
+                f"That is less than the sampling error of one score ({format_score(score, noise)}): the candidates "
+                "hardly differ, and a low correlation may say no more than that. A tighter --budget tells more."
             )
     if failed:
         lines.append(f"{failed} fine-tunings failed; their candidates are left out.")
