@@ -4,8 +4,8 @@ Candidate k, its order of batches and its augmentation are functions of (study s
 soon as it is done, so a measurement that is killed goes on where it was and ends with the same scores, bit for bit,
 and one with more candidates only adds to what is there. Trials are neither read nor written.
 
-Source of the question: Li et al. 2020, "EagleEye", arXiv:2007.02491, sec. 3 and table 1 (correlation of scores before
-and after fine-tuning; there Pearson's, Spearman's phi and Kendall's tau). Differs: more proxies, intervals, a verdict.
+Source of the question: Li et al. 2020, "EagleEye", arXiv:2007.02491, sec. 3.1, who first asked how accuracy as cut
+correlates with accuracy after fine-tuning. Differs: more proxies, intervals, a verdict for the network at hand.
 """
 
 from __future__ import annotations

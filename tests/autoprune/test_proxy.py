@@ -20,7 +20,7 @@ from autoprune.cli import app
 from autoprune.correlation import Correlation, _kendall, _spearman, correlate
 from autoprune.evaluate import Evaluator
 from autoprune.finetune import FineTuneFailed, finetune
-from autoprune.proxies import draw, proxy
+from autoprune.proxies import draw, proxies, proxy
 from autoprune.proxy_file import FILE, Measured, Record
 from autoprune.proxy_report import ProxyReport, evaluate_proxies, format_seconds, proxy_cells, read_report
 from autoprune.report_proxy import proxy_figure, proxy_section
@@ -303,6 +303,21 @@ def test_candidates_depend_on_the_seed_and_not_on_their_number() -> None:
     assert few == draw(space, ap.Budget.parse("params=0.07x"), 500, seed=0)
 
 
+def test_which_proxies_there_are() -> None:
+    given, train = loaders(), loaders()["train"]
+    space = ap.trace(tiny_net(), train.dataset[:1][0])
+    data = ap.data_from_loaders(train, None, given["test"])
+    plain = proxies(Evaluator(space, data, recovery="repair", calibration_samples=50))
+    assert [*plain] == ["slice", "recalibrate", "compensate", "repair", "kl"]
+    assert plain["kl"].label == "repaired layer by layer, minus KL to the dense model"
+    assert [*proxies(Evaluator(space, data, score="kl"))] == ["slice", "recalibrate", "compensate", "repair"]
+    assert [*proxies(Evaluator(space, data, calibration_samples=0))] == ["slice", "kl"]
+    assert proxies(Evaluator(space, data, importance="fpgm"))["slice"].label == "ranked by fpgm only"
+    evaluator = Evaluator(space, data, score="kl", calibration_samples=50)
+    (score,) = plain["kl"].score(evaluator, [space.smallest])
+    assert score == evaluator.evaluate(space.smallest) < 0  # the proxy is what the search has under that name
+
+
 class Stop(Exception):
     pass
 
@@ -339,6 +354,9 @@ def test_a_measurement_that_is_interrupted_goes_on_and_ends_the_same(fresh: Path
     (fresh / FILE.parent / ".proxy.json.1.tmp").write_text('{"torn')
     before = len(stored(fresh)["records"])
     assert 0 < before < 5
+    _, line = read_report(fresh, stored(whole)["fingerprints"])
+    missing = f"{5 - before} of 5 candidates are still to be measured: autoprune proxy {fresh}"
+    assert line == f"{before} candidates measured: no verdict yet. {missing}"
     report = proxy(fresh, candidates=5, **GIVEN)
     assert stored(fresh) == stored(whole)
     assert [path.name for path in (fresh / FILE.parent).iterdir()] == ["proxy.json"]
@@ -472,6 +490,18 @@ def test_a_proxy_that_fails_is_left_out_of_its_own_row_only(fresh: Path, monkeyp
     assert report.row("failing").spearman is None
     assert len(report.truths) == 5
     json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_a_limit_on_latency_takes_the_table_of_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "r"
+    limits = {**SETTINGS, "budget": ["macs=0.5x", "latency=1x"]}
+    ap.search(tiny_net(), **loaders(), **limits, trials=1, run=run)
+    assert len(proxy(run, candidates=5, **GIVEN).truths) == 5
+    (run / FILE).unlink()
+    (run / "profile" / "latency.json").unlink()
+    with pytest.raises(ap.UserError, match="holds no latency table"):
+        proxy(run, candidates=5, **GIVEN)
+    assert len(proxy(run, candidates=5, budget="macs=0.5x", **GIVEN).truths) == 5
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
