@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from autoprune.correlation import MIN_PAIRS, Correlation, correlate
 from autoprune.proxy_file import FILE, FINETUNE, Measured
 from autoprune.recovery.ladder import RUNGS
-from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.tables import format_score, is_share
 
 TRUSTED = 0.5
@@ -90,8 +90,15 @@ class ProxyReport:
     remarks: tuple[str, ...]
 
     def row(self, name: str) -> ProxyRow:
-        """The row of one proxy."""
-        return next(row for row in self.rows if row.name == name)
+        """The row of one proxy.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise unknown("proxy", name, [row.name for row in self.rows])
 
     @property
     def best(self) -> ProxyRow | None:
@@ -135,7 +142,9 @@ def evaluate_proxies(measured: Measured) -> ProxyReport | None:
             )
         )
     score, recipe = measured.settings["score"], measured.settings["finetune"]
-    trust, words = verdict(measured.own, rows, num_candidates=len(good))
+    trust, words = verdict(
+        measured.own, rows, num_candidates=len(good), whole=measured.planned <= len(measured.records)
+    )
     unimproved = sum(not record.improved for record in good)
     failed = len(measured.records) - len(good)
     return ProxyReport(
@@ -155,12 +164,18 @@ def evaluate_proxies(measured: Measured) -> ProxyReport | None:
     )
 
 
-def verdict(own: str, rows: Sequence[ProxyRow], *, num_candidates: int) -> tuple[Trust, str]:
+def verdict(own: str, rows: Sequence[ProxyRow], *, num_candidates: int, whole: bool = True) -> tuple[Trust, str]:
     """Whether the study's own score ranks as fine-tuning does, and what to do.
 
     The rule is on the interval of Spearman's correlation: trusted where its lower end is at least `TRUSTED`, no better
     than guessing as far as can be seen where it is not above 0, in part between. Another proxy is named where its own
     correlation is higher by more than `CLEARLY`, its interval is above 0, and an option of a search selects it.
+
+    Args:
+        own: name of the proxy that the study scores with.
+        rows: one for each proxy.
+        num_candidates: behind the correlations.
+        whole: whether these are as many as were asked for.
     """
     mine = next(row for row in rows if row.name == own)
     found = mine.spearman
@@ -188,10 +203,12 @@ def verdict(own: str, rows: Sequence[ProxyRow], *, num_candidates: int) -> tuple
                 f"search in a new run with {best.option}."
             )
     if trust != "yes":
-        narrow = f", or narrow the interval (--candidates {2 * num_candidates})"
+        narrow = ""
+        if whole and found is not None and found.high >= TRUSTED:
+            narrow = f", or narrow the interval (--candidates {2 * num_candidates})"
         text += (
             " No other score here is clearly better: fine-tune several points of the front before choosing one "
-            f"(--points){narrow if found is not None and found.high >= TRUSTED else ''}."
+            f"(--points){narrow}."
         )
     return trust, text
 

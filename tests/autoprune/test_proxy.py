@@ -218,6 +218,15 @@ def test_failures_are_left_out_and_counted() -> None:
     assert evaluate_proxies(found) is None
 
 
+def test_more_candidates_are_advised_where_they_help_and_all_are_measured() -> None:
+    found = measured(recalibrate=noisy(0.03))
+    assert evaluated(found).verdict.endswith("(--points), or narrow the interval (--candidates 48).")
+    found.planned = 30
+    assert evaluated(found).verdict.endswith("(--points).")
+    with pytest.raises(ap.UserError, match="Did you mean 'recalibrate'"):
+        evaluated(found).row("recalibrated")
+
+
 def test_candidates_that_hardly_differ_are_mentioned() -> None:
     found = measured(recalibrate=RANDOM)
     assert not any("hardly differ" in remark for remark in evaluated(found).remarks)
