@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from autoprune.front import FrontPoint as FrontPoint
     from autoprune.points import export_point as export_point
     from autoprune.points import fine_tune as fine_tune
+    from autoprune.proxies import proxy as proxy
+    from autoprune.proxy_report import ProxyReport as ProxyReport
     from autoprune.search_spaces import trace as trace
     from autoprune.search_spaces.budget import Budget as Budget
     from autoprune.search_spaces.errors import UserError as UserError
@@ -34,6 +36,7 @@ _HOMES = {
     "Data": "autoprune.data",
     "FineTune": "autoprune.finetune",
     "FrontPoint": "autoprune.front",
+    "ProxyReport": "autoprune.proxy_report",
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
     "data_from_loaders": "autoprune.data",
@@ -41,6 +44,7 @@ _HOMES = {
     "fine_tune": "autoprune.points",
     "load": "autoprune.export",
     "load_data": "autoprune.data",
+    "proxy": "autoprune.proxies",
     "resume": "autoprune.api",
     "search": "autoprune.api",
     "trace": "autoprune.search_spaces",

@@ -1,4 +1,4 @@
-"""The command line: `autoprune search`, `resume`, `show`, `finetune`, `export`, `trace`, `train`.
+"""The command line: `autoprune search`, `resume`, `show`, `proxy`, `finetune`, `export`, `trace`, `train`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
@@ -151,6 +151,36 @@ def show(
 ) -> None:
     """Show a run: the front, the budget, and what became of the trials. Computes nothing."""
     _shown(run, json, every_trial=trials)
+
+
+@app.command(epilog="Example: [b]autoprune proxy runs/first --candidates 24 --epochs 1[/]")
+@guarded
+def proxy(
+    run: options.Run,
+    candidates: Annotated[int, typer.Option(help="Random candidates to fine-tune; those already there count.")] = 24,
+    epochs: Annotated[int, typer.Option(help="Passes over the training data for each.")] = 1,
+    budget: options.OtherBudget = None,
+    kd: Annotated[bool, typer.Option("--kd/--no-kd", help="With the dense model as teacher.")] = True,
+    finetune_arg: options.FineTuneArg = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Can the search be trusted? Fine-tune random candidates shortly and compare with how they were scored."""
+    from autoprune.cli_proxy import print_proxy
+    from autoprune.models import parse_model_args
+    from autoprune.progress import RichProgress
+    from autoprune.proxies import proxy as measure
+
+    found = measure(
+        run,
+        candidates=candidates,
+        epochs=epochs,
+        finetune_options=parse_model_args(finetune_arg or []),
+        kd=kd,
+        budget=budget or None,
+        progress=RichProgress(),
+    )
+    print_proxy(found, json=json)
 
 
 @app.command(epilog="Example: [b]autoprune finetune runs/first --point best --epochs 5[/]")

@@ -76,6 +76,10 @@ Budget = Annotated[
         show_default=False,
     ),
 ]
+OtherBudget = Annotated[
+    list[str] | None,
+    typer.Option(metavar="COST=LIMIT", help="As of a search. Default: that of the run.", show_default=False),
+]
 NewRun = Annotated[
     Path,
     typer.Option(help="Run folder to make.", rich_help_panel=RESULT, show_default=False),

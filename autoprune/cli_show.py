@@ -17,6 +17,7 @@ from autoprune.agents.base import Trial
 from autoprune.finished import Finished
 from autoprune.front import front
 from autoprune.importance import describe_importance
+from autoprune.proxy_report import read_report
 from autoprune.search_spaces.budget import format_cost
 from autoprune.study import Study, objectives
 from autoprune.tables import COST_NAMES, best_index, format_score, front_table
@@ -38,6 +39,9 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     say(console, f"Trials: {outcome(study)}.")
     for reason, count in reasons(study.trials):
         say(console, f"  {count} × {reason}")
+    _, proxies = read_report(run, config.fingerprints)
+    if proxies:
+        say(console, f"Proxies: {proxies}")
     if every_trial:
         console.print(trial_table(study.trials, config.score))
     if finished is None:

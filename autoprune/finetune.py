@@ -60,7 +60,7 @@ class FineTuned:
     Attributes:
         model: a new network with the best weights, in evaluation mode; the given one where there was no epoch.
         history: one entry an epoch.
-        best_epoch: whose weights `model` has; 0 means those it began with.
+        best_epoch: whose weights `model` has (the last one's where that was asked for); 0 means those it began with.
         score_before, score_after: accuracy in [0, 1] on `split`. The best epoch is chosen on the same split, so
             `score_after` flatters: use the test split for final numbers.
         precision: "fp32" or "bf16", of training and scores.
@@ -91,6 +91,7 @@ def finetune(
     *,
     teacher: nn.Module | None = None,
     seed: int = 0,
+    last: bool = False,
     checkpoint: Path | None = None,
     progress: Progress | None = None,
     description: str = "Fine-tuning",
@@ -103,6 +104,7 @@ def finetune(
         settings: see `FineTune`; its defaults where None.
         teacher: the dense network, on the same device; None trains with the labels alone.
         seed: of the order of batches, augmentation and dropout.
+        last: return the network of the last epoch, not the best one: its score was not chosen on the search split.
         checkpoint: file to go on from and to write after every epoch; it stays after the last, so that the same call
             again returns the same result at once.
         progress: where to report to.
@@ -131,7 +133,7 @@ def finetune(
             training.run_epoch(epoch, task)
             if checkpoint is not None:
                 write_checkpoint(checkpoint, training.identity, training.state())
-    return training.result()
+    return training.result(last=last)
 
 
 class _Training:
@@ -251,13 +253,16 @@ class _Training:
         error.best = self.result()
         return error
 
-    def result(self) -> FineTuned:
-        """The network with the best weights so far."""
+    def result(self, *, last: bool = False) -> FineTuned:
+        """The network with the best weights so far, or with the last ones."""
+        best, epoch, score = self.best, self.best_epoch, self.best_score
+        if last and self.history:
+            best = copy_state(self.model if self.average is None else self.average.module)
+            epoch, score = self.history[-1].epoch, self.history[-1].score
         model = copy.deepcopy(self.model).to(memory_format=torch.contiguous_format)
-        model.load_state_dict(self.best)
+        model.load_state_dict(best)
         model.eval()
-        scores = (self.score_before, self.best_score)
-        return FineTuned(model, tuple(self.history), self.best_epoch, *scores, precision=self.precision)
+        return FineTuned(model, tuple(self.history), epoch, self.score_before, score, precision=self.precision)
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on, for a checkpoint."""

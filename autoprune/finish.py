@@ -26,6 +26,7 @@ from autoprune.front import FrontPoint, choose, front
 from autoprune.latency import describe
 from autoprune.measure import Latency, measure
 from autoprune.progress import Progress
+from autoprune.proxy_report import read_report
 from autoprune.report import write_report
 from autoprune.scores import accuracy
 from autoprune.search_spaces.budget import Budget
@@ -200,6 +201,8 @@ def write_format(name: str, model: nn.Module, example: Any, path: Path) -> float
 def report(finished: Finished, study: Study, bench: Workbench) -> None:
     """Write ``report.html``."""
     config = study.config
+    proxies, unusable = read_report(study.path, config.fingerprints)
+    notes = [] if bench.table is None else [describe(bench.table)]
     write_report(
         study.path / REPORT,
         title=study.path.resolve().name,
@@ -211,7 +214,8 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
         score=config.score,
         limits=bench.budget.resolve(finished.dense.costs),
         environment={**finished.device, **config.versions},
-        notes=[] if bench.table is None else [describe(bench.table)],
+        notes=[*notes, unusable] if unusable and proxies is None else notes,
+        proxies=proxies,
     )
 
 

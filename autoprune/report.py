@@ -16,7 +16,9 @@ import plotly.offline
 from autoprune.agents.base import Trial
 from autoprune.files import atomic_write
 from autoprune.front import FrontPoint
+from autoprune.proxy_report import ProxyReport
 from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
+from autoprune.report_proxy import proxy_section
 from autoprune.report_sections import (
     figures_section,
     footnotes,
@@ -55,6 +57,7 @@ def write_report(
     limits: Mapping[str, float] | None = None,
     environment: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    proxies: ProxyReport | None = None,
 ) -> None:
     """Write the report, atomically.
 
@@ -71,6 +74,7 @@ def write_report(
         limits: the budget by cost name, absolute.
         environment: device and versions.
         notes: further lines for the footnotes.
+        proxies: how well scores rank candidates, where that was measured.
 
     Raises:
         OSError: the disk is full or the folder may not be written.
@@ -99,6 +103,7 @@ def write_report(
             hidden.strip(),
             figures_section([progress_figure(dense=dense, trials=trials, score=score, y_range=y_range)], "progress"),
         ),
+        _section("Can the scores be trusted?", "", "" if proxies is None else proxy_section(proxies)),
         _section("What each trial became", "", outcomes_section(trials, score)),
         '<div class="columns">',
         _section("Configuration", "", pairs_section(config)),

@@ -92,7 +92,7 @@ def front_figure(
         )
     if cost == "latency" and any(point.latency for point in points):
         label += ": trials predicted, points measured" if complete else ", measured"
-    return _layout(figure, label, score, y_range, from_zero=True)
+    return layout(figure, label, score, y_range, from_zero=True)
 
 
 def progress_figure(
@@ -140,7 +140,7 @@ def progress_figure(
                 mode="markers",
                 marker={"color": colour, "size": 8, "symbol": symbol},
             )
-    return _layout(figure, "trial", score, y_range)
+    return layout(figure, "trial", score, y_range)
 
 
 def score_range(
@@ -257,9 +257,16 @@ def _point_hover(name: str, cost: str, point: FrontPoint, value: float | None, s
     return f"point {name} (trial {point.trial}), {when}<br>{place}<br>{format_score(score, value)}"
 
 
-def _layout(
-    figure: go.Figure, x_title: str, score: str, y_range: tuple[float, float], *, from_zero: bool = False
+def layout(
+    figure: go.Figure,
+    x_title: str,
+    score: str,
+    y_range: tuple[float, float],
+    *,
+    from_zero: bool = False,
+    remark: str = "",
 ) -> go.Figure:
+    """Give a figure whose y axis is the score the style of all of them; `remark` says more of that score."""
     share = is_share(score)
     axis: Mapping[str, Any] = {"zeroline": False, "showline": False, "ticks": "", "title_standoff": 12}
     figure.update_traces(hovertemplate="%{hovertext}<extra></extra>", selector={"hoverinfo": None})
@@ -281,7 +288,7 @@ def _layout(
         xaxis={**axis, "title": x_title, "rangemode": "tozero" if from_zero else "normal"},
         yaxis={
             **axis,
-            "title": f"{html.escape(score)} on the search split" + (" (%)" if share else ""),
+            "title": f"{html.escape(score)} on the search split{remark}" + (" (%)" if share else ""),
             "range": y_range,
         },
     )

@@ -106,6 +106,19 @@ def test_the_best_epoch_is_returned_not_the_last() -> None:
     assert ruined.score_after == accuracy(ruined.model, data.search) == scores[ruined.best_epoch]
 
 
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_last_epoch_where_that_is_wanted(ema: float | None) -> None:
+    data = image_data()
+    good = finetune(conv_net(), data, FineTune(epochs=8, lr=0.2)).model
+    settings = FineTune(epochs=2, lr=3.0, warmup_epochs=0, momentum=0, ema=ema, precision="fp32")
+    ruined = finetune(good, data, settings, last=True)
+    assert ruined.best_epoch == 2
+    assert ruined.score_after == ruined.history[-1].score == accuracy(ruined.model, data.search, precision="fp32")
+    assert not same_state(state_of(ruined.model), state_of(good))
+    if ema is None:
+        assert ruined.score_after < ruined.score_before
+
+
 def test_averaged_weights_are_scored_with_statistics_of_their_own() -> None:
     data = image_data()
     result = finetune(conv_net(), data, replace(SETTINGS, epochs=6, ema=0.9))
