@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from autoprune.export import load as load
     from autoprune.finetune import FineTune as FineTune
     from autoprune.front import FrontPoint as FrontPoint
+    from autoprune.kl_table import KLTable as KLTable
     from autoprune.points import export_point as export_point
     from autoprune.points import fine_tune as fine_tune
+    from autoprune.profiling import profile as profile
     from autoprune.search_spaces import trace as trace
     from autoprune.search_spaces.budget import Budget as Budget
     from autoprune.search_spaces.errors import UserError as UserError
@@ -34,6 +36,7 @@ _HOMES = {
     "Data": "autoprune.data",
     "FineTune": "autoprune.finetune",
     "FrontPoint": "autoprune.front",
+    "KLTable": "autoprune.kl_table",
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
     "data_from_loaders": "autoprune.data",
@@ -41,6 +44,7 @@ _HOMES = {
     "fine_tune": "autoprune.points",
     "load": "autoprune.export",
     "load_data": "autoprune.data",
+    "profile": "autoprune.profiling",
     "resume": "autoprune.api",
     "search": "autoprune.api",
     "trace": "autoprune.search_spaces",
