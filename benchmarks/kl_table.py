@@ -1,18 +1,20 @@
 """The KL table: what it costs, what cheaper ways lose, and how well its sum predicts many cuts at once.
 
-    OMP_NUM_THREADS=1 python benchmarks/kl_table.py --candidates 40 --calibration-samples 500
+    OMP_NUM_THREADS=1 python benchmarks/kl_table.py --rungs recalibrate --candidates 40 --reuse
+    OMP_NUM_THREADS=1 python benchmarks/kl_table.py --rungs repair --candidates 10
 
 Fashion-MNIST, the residual net of `autoprune.nets`, trained for 3 epochs and kept in --work, or --weights. For every
 rung: processor seconds of the full table, as a multiple of one pass of the dense network over the search split; the
 same with levels chosen by an estimate ("auto") or evenly spread, as many, and their error; and the predicted against
-the measured KL of random candidates at four shares of the MACs. Then the seconds that shared activations save for a
-larger network (ResNet-18 at 64 x 64, random weights), where no bit may differ.
+the measured KL of random candidates at four shares of the MACs. With --reuse, the seconds that shared activations save
+for a larger network (ResNet-18 at 64 x 64, random weights), where no bit may differ.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +24,9 @@ from scipy.stats import spearmanr
 from autoprune.agents import make_agent
 from autoprune.data import load_data
 from autoprune.evaluate import Evaluator
-from autoprune.kl_table import KLTable
+from autoprune.kl_table import KLTable, bends, spread
 from autoprune.models import ModelSource
-from autoprune.profiling import MEMORY, Meter, measure_table
+from autoprune.profiling import MEMORY, Meter, estimate, measure_table
 from autoprune.progress import RichProgress
 from autoprune.reuse import Shared
 from autoprune.search_spaces import Budget, SearchSpace, trace
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--calibration-samples", type=int, default=500)
     parser.add_argument("--rungs", nargs="*", default=["recalibrate", "repair"])
+    parser.add_argument("--reuse", action="store_true", help="time shared activations as well")
     parser.add_argument("--importance", default="l2")
     parser.add_argument("--work", type=Path, default=Path("runs/kl_table"))
     options = parser.parse_args()
@@ -59,21 +62,32 @@ def main() -> None:
         epoch = time.process_time() - start
         print(f", one pass over its {data.search.num_samples:,} samples takes {epoch:.2f} s")
         cost_and_truth(evaluator, space, epoch, options)
-    reuse()
+    if options.reuse:
+        reuse()
 
 
 def cost_and_truth(evaluator: Evaluator, space: SearchSpace, epoch: float, options: argparse.Namespace) -> None:
     """Print cost and error of the table on one rung."""
-    full, seconds = timed(evaluator, "all", options.samples)
+    batches = list(evaluator.data.train.draw(options.samples, evaluator.data.seed + 1))
+    start = time.process_time()
+    full = measure_table(evaluator, samples=options.samples)
+    seconds = time.process_time() - start
     print(f"full table: {count(full)} levels, {seconds:.1f} s = {seconds / epoch:.0f} passes")
     risen = sum(int((np.diff(raw) > 0).sum()) for raw in full.raw)
     print(f"levels where keeping more hurt more: {risen}")
-    auto, seconds = timed(evaluator, "auto", options.samples)
-    print(f"auto: {count(auto)} levels, {seconds:.1f} s = {seconds / epoch:.0f} passes; {error(auto, full)}")
+    start = time.process_time()
+    curves = estimate(evaluator, space, batches, "classes")
+    extra = time.process_time() - start
+    auto = part(full, [bends(*both) for both in zip(full.levels, curves, strict=True)], curves)
     some = max(1, round(count(auto) / len(space.groups)))
-    even, seconds = timed(evaluator, some, options.samples)
-    print(f"even: {count(even)} levels, {seconds:.1f} s = {seconds / epoch:.0f} passes; {error(even, full)}")
-    batches = list(evaluator.data.train.draw(options.samples, evaluator.data.seed + 1))
+    even = part(full, [spread(len(levels), some) for levels in full.levels], None)
+    for name, table, more in (("auto", auto, extra), ("even", even, 0.0)):
+        share = count(table) / count(full)
+        print(
+            f"{name}: {count(table)} levels, {more:.1f} + {share * seconds:.1f} s = "
+            f"{(more + share * seconds) / epoch:.0f} passes; {error(table, full)}",
+            flush=True,
+        )
     meter = Meter(evaluator, space, batches, "auto", share=False)
     print("| MACs | true KL, median | predicted / true, median (10 to 90 %) | Spearman | auto | even |\n|" + "---|" * 6)
     for share in SHARES:
@@ -119,11 +133,10 @@ def reuse() -> None:
     print(f"| together | | {totals[0]:.1f} | {totals[1]:.1f} |")
 
 
-def timed(evaluator: Evaluator, levels: int | str, samples: int) -> tuple[KLTable, float]:
-    """A table and its processor seconds."""
-    start = time.process_time()
-    table = measure_table(evaluator, levels=levels, samples=samples)
-    return table, time.process_time() - start
+def part(full: KLTable, levels: list[list[int]], curves: tuple[tuple[float, ...], ...] | None) -> KLTable:
+    """What a table would be with only these levels measured: every value is measured by itself."""
+    measured = tuple({k: row[k] for k in chosen} for row, chosen in zip(full.measured, levels, strict=True))
+    return replace(full, measured=measured, estimate=curves)
 
 
 def count(table: KLTable) -> int:
