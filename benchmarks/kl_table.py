@@ -23,10 +23,11 @@ from scipy.stats import spearmanr
 
 from autoprune.agents import make_agent
 from autoprune.data import load_data
+from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
 from autoprune.kl_table import KLTable, bends, spread
 from autoprune.models import ModelSource
-from autoprune.profiling import MEMORY, Meter, estimate, measure_table
+from autoprune.profiling import MEMORY, Meter, measure_table
 from autoprune.progress import RichProgress
 from autoprune.reuse import Shared
 from autoprune.search_spaces import Budget, SearchSpace, trace

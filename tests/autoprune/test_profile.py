@@ -18,6 +18,7 @@ import autoprune as ap
 from autoprune import profiling
 from autoprune.cli import app
 from autoprune.data import Data
+from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
 from autoprune.kl_table import KLTable, bends, monotone, spread
 from autoprune.profiling import TABLE, measure_table
@@ -255,7 +256,7 @@ def test_estimate_of_a_linear_network_is_its_squared_error() -> None:
     space = judge.space
     group = next(i for i, g in enumerate(space.groups) if g.name == "2")  # type: ignore[attr-defined]
     found = measure_table(judge, samples=512, divergence="squares", levels="all")
-    curve = profiling.estimate(judge, space, list(judge.data.train.draw(512, 1)), "squares")[group]  # type: ignore[arg-type]
+    curve = estimate(judge, space, list(judge.data.train.draw(512, 1)), "squares")[group]  # type: ignore[arg-type]
     assert np.array(curve) == pytest.approx(found.raw[group], rel=0.5)
 
 
