@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from autoprune.export import load as load
     from autoprune.finetune import FineTune as FineTune
     from autoprune.front import FrontPoint as FrontPoint
+    from autoprune.kl_table import KLTable as KLTable
     from autoprune.points import export_point as export_point
     from autoprune.points import fine_tune as fine_tune
+    from autoprune.profiling import profile as profile
     from autoprune.proxies import proxy as proxy
     from autoprune.proxy_report import ProxyReport as ProxyReport
     from autoprune.search_spaces import trace as trace
@@ -37,6 +39,7 @@ _HOMES = {
     "FineTune": "autoprune.finetune",
     "FrontPoint": "autoprune.front",
     "ProxyReport": "autoprune.proxy_report",
+    "KLTable": "autoprune.kl_table",
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
     "data_from_loaders": "autoprune.data",
@@ -45,6 +48,7 @@ _HOMES = {
     "load": "autoprune.export",
     "load_data": "autoprune.data",
     "proxy": "autoprune.proxies",
+    "profile": "autoprune.profiling",
     "resume": "autoprune.api",
     "search": "autoprune.api",
     "trace": "autoprune.search_spaces",

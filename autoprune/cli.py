@@ -1,4 +1,4 @@
-"""The command line: `autoprune search`, `resume`, `show`, `proxy`, `finetune`, `export`, `trace`, `train`.
+"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `train`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
@@ -181,6 +181,34 @@ def proxy(
         progress=RichProgress(),
     )
     print_proxy(found, json=json)
+
+
+@app.command(epilog="Example: [b]autoprune profile runs/first --levels 4[/]")
+@guarded
+def profile(
+    run: options.Run,
+    levels: Annotated[
+        str,
+        typer.Option(
+            help="Levels of every group to measure: all, a number of them, or auto, where a cheap estimate bends. "
+            "The others are interpolated."
+        ),
+    ] = "all",
+    samples: Annotated[int, typer.Option(help="Training samples that outputs are compared on.")] = 1024,
+    divergence: Annotated[
+        str, typer.Option(help="auto, classes, tokens (both KL), or squares (any outputs).")
+    ] = "auto",
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Measure how much each cut hurts by itself, or go on where that was stopped; kept with the run."""
+    from autoprune import profiling
+    from autoprune.cli_profile import print_profile, print_profile_json
+    from autoprune.progress import RichProgress
+
+    chosen = int(levels) if levels.isdecimal() else levels
+    table = profiling.profile(run, levels=chosen, samples=samples, divergence=divergence, progress=RichProgress())
+    (print_profile_json if json else print_profile)(table, run / profiling.TABLE)
 
 
 @app.command(epilog="Example: [b]autoprune finetune runs/first --point best --epochs 5[/]")

@@ -120,6 +120,11 @@ class Evaluator:
                 stacklevel=2,
             )
 
+    @property
+    def replaces_steps(self) -> bool:
+        """Whether slicing or recovery is a function of the user's."""
+        return self._materialise is not None or self._recalibrate is not None
+
     @cached_property
     def score_dense(self) -> float:
         """Score of the dense model as it is: neither sliced nor recalibrated."""

@@ -30,7 +30,9 @@ from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finish import report
 from autoprune.finished import Finished
+from autoprune.kl_table import KLTable
 from autoprune.precision import device_of
+from autoprune.profiling import usable_table
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_file import FILE, FINETUNE, Measured, Record
 from autoprune.proxy_report import ProxyReport, evaluate_proxies
@@ -76,6 +78,14 @@ class Proxy:
     score: ScoreFunction
     label: str
     option: str = ""
+
+
+def _from_table(table: KLTable) -> ScoreFunction:
+    def score(evaluator: Evaluator, candidates: Sequence[Candidate]) -> list[float]:
+        worst = np.finfo(np.float64).max  # a cut that broke the network was measured as infinite
+        return [-min(float(value), worst) for value in table.predict(candidates)]
+
+    return score
 
 
 def proxies(evaluator: Evaluator) -> dict[str, Proxy]:
@@ -173,6 +183,9 @@ class _Session:
 
     def __post_init__(self) -> None:
         self.proxies = proxies(self.bench.evaluator)
+        table = usable_table(self.bench.evaluator, self.study.path)
+        if table is not None:
+            self.proxies["kl_table"] = Proxy(_from_table(table), "minus the sum of the KL table")
         for name, function in self.extra.items():
             if name in self.proxies or name == FINETUNE:
                 raise UserError(f"There is a proxy called {name!r} already: give yours another name.")

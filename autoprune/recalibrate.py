@@ -8,7 +8,8 @@ Source: Yu & Huang 2019, "Universally Slimmable Networks", arXiv:1903.05134, "Po
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -55,33 +56,51 @@ def recalibrate(model: nn.Module, inputs: Sequence[Inputs], *, precision: str = 
     Raises:
         UserError: there are layers, but no inputs.
     """
-    layers = tracking_layers(model)
-    if not layers:
+    if not tracking_layers(model):
         return 0
+    device = device_of(model)
+    with estimating(model) as reached, torch.no_grad(), autocast(precision, device):
+        for batch in counted(inputs):
+            forward(model, prepare(batch, device, precision))
+    return len(reached)
+
+
+def counted(inputs: Sequence[Inputs]) -> Sequence[Inputs]:
+    """The batches that statistics are averaged over.
+
+    Raises:
+        UserError: there are none.
+    """
     if not inputs:
         raise UserError("Recalibrating BatchNorm needs at least one batch of inputs, but got none.")
-    if len(inputs) > 1 and batch_size_of(inputs[-1]) < batch_size_of(inputs[0]):
-        inputs = inputs[:-1]
-    device = device_of(model)
+    return inputs[:-1] if len(inputs) > 1 and batch_size_of(inputs[-1]) < batch_size_of(inputs[0]) else inputs
+
+
+@contextmanager
+def estimating(model: nn.Module) -> Iterator[list[BatchNorm]]:
+    """In the block, every forward pass of `model` counts as one batch of the new statistics.
+
+    Yields:
+        A list that holds, after the block, the layers that were reached.
+    """
+    layers = tracking_layers(model)
     before = [{name: b.clone() for name, b in layer._buffers.items() if b is not None} for layer in layers]
     momenta = [layer.momentum for layer in layers]
+    reached: list[BatchNorm] = []
     finished = False
     try:
-        with evaluation_mode(model), torch.no_grad(), autocast(precision, device):
+        with evaluation_mode(model):
             for layer in layers:
                 layer.reset_running_stats()
                 layer.momentum = None  # None: the plain average over all batches
                 layer.training = True
-            for batch in inputs:
-                forward(model, prepare(batch, device, precision))
+            yield reached
         finished = True
     finally:
-        reached = 0
         for layer, statistics, momentum in zip(layers, before, momenta, strict=True):
             layer.momentum = momentum
             if finished and layer.num_batches_tracked:
-                reached += 1
+                reached.append(layer)
             else:
                 for name, buffer in statistics.items():
                     layer._buffers[name].copy_(buffer)  # type: ignore[union-attr]
-    return reached
