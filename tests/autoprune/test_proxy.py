@@ -400,6 +400,14 @@ def test_more_candidates_and_more_proxies_add_to_what_is_there(done: Path, monke
     assert [record["truth"] for record in after[:5]] == [record["truth"] for record in before]
 
 
+def test_the_table_is_one_of_the_proxies_where_the_run_has_one(done: Path) -> None:
+    assert "kl_table" not in [row.name for row in proxy(done, candidates=5, **GIVEN).rows]
+    table = ap.profile(done, levels=2, samples=40, **GIVEN)
+    row = proxy(done, candidates=5, **GIVEN).row("kl_table")
+    candidates = [record["candidate"] for record in stored(done)["records"]]
+    assert row.scores == pytest.approx((-table.predict(candidates)).tolist())
+
+
 def macs_of(candidate: Sequence[int]) -> int:
     space = ap.trace(tiny_net(), loaders()["train"].dataset[:1][0])
     return int(space.costs(tuple(candidate)).macs)
@@ -532,7 +540,7 @@ def test_the_command(tmp_path: Path) -> None:
     command: list[str | Path] = ["proxy", run, "--candidates", "5", "--budget", "macs=0.4x", "--no-kd"]
     shown = call(*command, "--finetune-arg", "lr=0.1")
     assert shown.exit_code == 0, shown.output
-    for words in ("Spearman", "Kendall", "recalibrated (this study)", "repaired layer by layer", "macs=0.4x", "labels"):
+    for words in ("Spearman", "Kendall", "compensated (this study)", "repaired layer by layer", "macs=0.4x", "labels"):
         assert words in shown.stdout
     assert shown.stdout.splitlines()[-1].startswith("The score of this study")
     found = json.loads(call(*command, "--finetune-arg", "lr=0.1", "--json").stdout)
