@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from autoprune.search_spaces.space import SearchSpace
 
 
+MAX_INPUTS = 8_192
+"""Inputs of one group from which on a layer is left out: its moments are of their square (half a gigabyte here)."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Of the inputs of one layer, averaged over all places of all samples.
@@ -47,6 +51,8 @@ class _Sums(LayerWatch):
 
     def on_layer(self, call: Call) -> Any:
         x = call.channels().float()
+        if not 1 < x.shape[2] <= MAX_INPUTS:
+            return call.run()
         second = (x.transpose(1, 2) @ x).double()  # products in float32: they are rounded far below the ridge
         mean, count = x.sum(1, dtype=torch.float64), x.shape[1]
         before = self.found.get(call.layer.name)
@@ -59,7 +65,8 @@ class _Sums(LayerWatch):
 def collect_moments(space: SearchSpace, batches: Iterable[Any]) -> dict[str, Moments]:
     """Moments of every layer of the dense model by the name of its weight; one forward pass a batch.
 
-    A layer that reads one input a group (depthwise) has none: nothing can be rebuilt there.
+    A layer that reads one input a group (depthwise) has none: nothing can be rebuilt there. Nor has one with more than
+    `MAX_INPUTS`.
 
     Args:
         batches: inputs, read once.
@@ -77,7 +84,5 @@ def collect_moments(space: SearchSpace, batches: Iterable[Any]) -> dict[str, Mom
     if empty:
         raise UserError("Moments need at least one batch of data, but got none.")
     return {
-        name: Moments(layer, second / count, mean / count)
-        for name, (layer, second, mean, count) in sums.found.items()
-        if second.shape[-1] > 1
+        name: Moments(layer, second / count, mean / count) for name, (layer, second, mean, count) in sums.found.items()
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -22,6 +22,9 @@ _RIDGE = 1e-3
 
 _ROUNDS = 64
 """Of so many units left one goes at a time, of twice as many two, and so on."""
+
+_SPARSE = 0.3
+"""Share of positions that are gone from which on they are dropped."""
 
 
 class Rebuild(Criterion):
@@ -44,58 +47,78 @@ class Rebuild(Criterion):
         """Place in the order, from 0. One forward pass a batch."""
         moments = collect_moments(space, (inputs for inputs, _ in batches))
         weights = named_tensors(space.model)
+        layers = {name: list(_parts(moment, weights[name])) for name, moment in moments.items()}
         found: list[FloatArray | None] = []
         for index, group in enumerate(space.groups):
             readers = []
             for name, moment in moments.items():
                 unit = space.unit_positions(name, moment.layer.in_dim, index)
                 if len(unit) == moment.second.shape[-1] and (unit >= 0).any():
-                    readers += [_Reader(*part, unit, group.num_units) for part in _parts(moment, weights[name])]
+                    readers += [_Reader(*part, unit, group.num_units) for part in layers[name]]
             found.append(_order(readers, group.num_units) if readers else None)
         return instead(space, self.name, found, "no layer that sums over them reads them")
 
 
-def _parts(moment: Moments, weight: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Weights [rows, I] and second moments [I, I] of every group of a layer."""
+def _parts(moment: Moments, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights [rows, I], scaled to outputs of mean square 1, and inverse second moments [I, I] of a layer's groups."""
     matrix = moment.layer.matrix(weight.detach()).to(moment.second)  # [g, O, I, k]
-    return zip(matrix.movedim(2, 3).flatten(1, 2), moment.second, strict=True)
+    for rows, second in zip(matrix.movedim(2, 3).flatten(1, 2), moment.second, strict=True):
+        scale = ((rows @ second) * rows).sum().clamp(min=1e-30)
+        ridge = _RIDGE * second.diagonal().mean().clamp(min=1e-30)
+        yield rows / scale.sqrt(), torch.linalg.inv(second + ridge * torch.eye(len(second)).to(second))
 
 
 class _Reader:
-    """One layer that reads the units: what is left of its weights and of the inverse second moments."""
+    """One layer that reads the units: what is left of its weights and of the inverse second moments, at these units.
 
-    def __init__(self, weight: Tensor, second: Tensor, unit: IntArray, num_units: int) -> None:
-        if len(weight) > weight.shape[1]:  # only the weights' Gram matrix matters: fewer rows with the same one
-            weight = torch.linalg.qr(weight, mode="r").R
-        scale = ((weight @ second) * weight).sum().clamp(min=1e-30)
-        diagonal = second.diagonal().mean().clamp(min=1e-30)
-        self.weight = weight / scale.sqrt()
-        self.inverse = torch.linalg.inv(second + _RIDGE * diagonal * torch.eye(len(second)).to(second))
+    What else the layer reads always stays, and is in the inverse; its rows and columns are not needed.
+
+    Attributes:
+        places: positions of every unit that is left [left, positions].
+    """
+
+    def __init__(self, weight: Tensor, inverse: Tensor, unit: IntArray, num_units: int) -> None:
         order = np.argsort(unit, kind="stable")
-        order = order[unit[order] >= 0]
-        self.places = torch.as_tensor(order.reshape(num_units, -1), device=second.device)  # positions of every unit
+        here = torch.as_tensor(order[unit[order] >= 0], device=weight.device)
+        weight = weight[:, here]
+        if len(weight) > len(here):  # only the weights' Gram matrix matters: fewer rows with the same one
+            weight = torch.linalg.qr(weight, mode="r").R
+        self.weight, self.inverse = weight, inverse[here][:, here]
+        self.places = torch.arange(len(here), device=weight.device).reshape(num_units, -1)
+        self._gone = torch.zeros(len(here), dtype=torch.bool, device=weight.device)
 
     def losses(self) -> Tensor:
-        """What the error rises by if a unit goes, for every unit [U]."""
+        """What the error rises by if a unit goes, for every unit that is left."""
         if self.places.shape[1] == 1:
             one = self.places[:, 0]
             single: Tensor = self.weight[:, one].square().sum(0) / self.inverse.diagonal()[one]
             return single
-        columns = self.weight[:, self.places].movedim(0, 2)  # [U, positions, rows]
+        columns = self.weight[:, self.places].movedim(0, 2)  # [left, positions, rows]
         blocks = self.inverse[self.places.unsqueeze(2), self.places.unsqueeze(1)]
         losses: Tensor = (torch.linalg.solve(blocks, columns) * columns).sum((1, 2))
         return losses
 
-    def remove(self, units: IntArray) -> None:
-        """Rebuild units from the others: their columns become zero, their block of the inverse a unit matrix."""
-        place = self.places[torch.as_tensor(units, device=self.places.device)].ravel()
+    def remove(self, which: IntArray) -> None:
+        """Rebuild some of the units that are left from the others."""
+        index = torch.as_tensor(which, device=self.places.device)
+        place = self.places[index].ravel()
         block = torch.linalg.solve(self.inverse[place][:, place], self.inverse[place])  # [positions, I]
         self.weight.addmm_(self.weight[:, place], block, alpha=-1)
         self.inverse.addmm_(self.inverse[:, place], block, alpha=-1)
-        self.weight[:, place] = 0
-        self.inverse[:, place] = 0
-        self.inverse[place] = 0
-        self.inverse[place, place] = 1
+        self._gone[place] = True
+        stays = torch.ones(len(self.places), dtype=torch.bool, device=self.places.device)
+        stays[index] = False
+        self.places = self.places[stays]
+        if self._gone.sum() > _SPARSE * len(self._gone):
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drop the positions that are gone: their rows and columns hold zeros by now, up to rounding."""
+        left = ~self._gone
+        self.weight = self.weight[:, left]
+        self.inverse = self.inverse[left][:, left]
+        self.places = (left.cumsum(0) - 1)[self.places]
+        self._gone = self._gone[left]
 
 
 def _order(readers: list[_Reader], num_units: int) -> FloatArray:
@@ -104,9 +127,9 @@ def _order(readers: list[_Reader], num_units: int) -> FloatArray:
     left = np.arange(num_units)
     while len(left):
         losses = torch.stack([reader.losses() for reader in readers]).sum(0).cpu().numpy()
-        go = left[np.argsort(losses[left], kind="stable")[: max(1, len(left) // _ROUNDS)]]
-        score[go] = num_units - len(left) + np.arange(len(go))
-        left = np.setdiff1d(left, go)
+        which = np.argsort(losses, kind="stable")[: max(1, len(left) // _ROUNDS)]
+        score[left[which]] = num_units - len(left) + np.arange(len(which))
+        left = np.delete(left, which)
         for reader in readers:
-            reader.remove(go)
+            reader.remove(which)
     return score
