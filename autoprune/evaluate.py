@@ -62,6 +62,7 @@ class Evaluator:
     Attributes:
         precision: what is used, "fp32" or "bf16".
         recovery: the rung.
+        knows_the_cut: whether all steps are the library's own, so that every rung can be used.
 
     Raises:
         UserError: an unknown score, rung or precision, a negative number of samples, or a rung that needs to know what
@@ -84,16 +85,16 @@ class Evaluator:
     ) -> None:
         if calibration_samples < 0:
             raise UserError(f"`calibration_samples >= 0` must hold, but got {calibration_samples}.")
-        knows_the_cut = isinstance(space, SearchSpace) and materialise is None
+        self._materialise, self._recalibrate = materialise, recalibrate
+        self.knows_the_cut = isinstance(space, SearchSpace) and not self.replaces_steps
         if recovery is None:
-            recovery = "compensate" if knows_the_cut else "recalibrate"
+            recovery = "compensate" if self.knows_the_cut else "recalibrate"
         if recovery not in RUNGS:
             raise unknown("recovery", recovery, RUNGS)
         self.space, self.data = space, data
         self.recovery = recovery if calibration_samples else "slice"
         self.importance, self.calibration_samples, self.seed = importance, calibration_samples, seed
         self.precision = resolve_precision(precision, space.model)
-        self._materialise, self._recalibrate = materialise, recalibrate
         self._score = self._resolve(score)
         self.score_name = score if isinstance(score, str) else getattr(score, "__qualname__", type(score).__name__)
         self.num_norms = len(tracking_layers(space.model))
@@ -107,7 +108,7 @@ class Evaluator:
                 classifies=score in SCORES,
                 precision=self.precision,
             )
-        if self.recovery in RUNGS[2:] and not knows_the_cut:
+        if self.recovery in RUNGS[2:] and not self.knows_the_cut:
             raise UserError(
                 f"The recovery {recovery!r} must know what was cut: it cannot be used with a slicing of your own. Set "
                 "recovery='recalibrate'."

@@ -32,10 +32,11 @@ class FrontPoint:
         latency: measured on this device; None where it was not measured.
         misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
             but is not a solution.
+        repaired: score on `split` after a sequential repair; None where the search made one, or it was no better.
         finetuned: score on `split` after fine-tuning; None without.
         recipe: settings of `FineTune` that the exported weights went through; None without.
-        test_before, test_after: accuracy in [0, 1] on the test split before and after fine-tuning; None where there
-            is no test split or no fine-tuning.
+        test_before, test_after: accuracy in [0, 1] on the test split before fine-tuning (repaired, if it was) and after
+            it; None where there is no test split or no fine-tuning.
         path: the exported folder.
     """
 
@@ -46,6 +47,7 @@ class FrontPoint:
     split: str = "search"
     latency: Latency | None = None
     misses: tuple[str, ...] = ()
+    repaired: float | None = None
     finetuned: float | None = None
     recipe: dict[str, Any] | None = None
     test_before: float | None = None

@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint, front
 from autoprune.search_spaces.budget import format_cost
-from autoprune.tables import COST_NAMES, DenseFigures, format_score, is_share, point_name
+from autoprune.tables import COST_NAMES, DenseFigures, format_score, is_share, point_name, untrained_score
 
 TRIAL, FRONT, TUNED, DENSE, FAILED = "#94a3b8", "#3b82f6", "#d9701c", "#0d9f8c", "#e5484d"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -148,7 +148,7 @@ def score_range(
 ) -> tuple[float, float]:
     """Part of the score axis to show: a few hopeless trials far below would flatten all the others."""
     trial_scores = [_value(score, trial.score) for trial in _complete(trials)]
-    shown = [_value(score, v) for p in points for v in (p.score, p.finetuned) if v is not None]
+    shown = [_value(score, v) for p in points for v in (untrained_score(p), p.finetuned) if v is not None]
     if dense.get("score") is not None:
         shown.append(_value(score, dense["score"]))
     if not trial_scores and not shown:
@@ -177,7 +177,7 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
     names = [html.escape(point_name(p, i)) for i, p, _ in placed]
     xs = [x * factor for _, _, x in placed]
     tuned = [None if p.finetuned is None else _value(score, p.finetuned) for _, p, _ in placed]
-    before = [_value(score, p.score) for _, p, _ in placed]
+    before = [_value(score, untrained_score(p)) for _, p, _ in placed]
     spread = [p.latency.iqr_ms / 2 if cost == "latency" and p.latency else 0 for _, p, _ in placed]
     if any(y is not None for y in tuned):
         lines = [(x, a, b) for x, a, b in zip(xs, before, tuned, strict=True) if b is not None]
@@ -196,7 +196,8 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
         y=before,
         text=[name if after is None else "" for name, after in zip(names, tuned, strict=True)],
         hovertext=[
-            _point_hover(n, cost, p, p.score, score, "pruned") for n, (_, p, _) in zip(names, placed, strict=True)
+            _point_hover(n, cost, p, untrained_score(p), score, "pruned")
+            for n, (_, p, _) in zip(names, placed, strict=True)
         ],
         mode="markers+text",
         textfont={"color": "white", "size": 11},

@@ -75,9 +75,14 @@ def best_index(front: Sequence[FrontPoint]) -> int | None:
     return max(kept, key=lambda index: final_score(front[index]), default=None)
 
 
+def untrained_score(point: FrontPoint) -> float:
+    """Score on the search split before fine-tuning."""
+    return point.score if point.repaired is None else point.repaired
+
+
 def final_score(point: FrontPoint) -> float:
     """Score on the search split of the model as it is exported."""
-    return point.score if point.finetuned is None else point.finetuned
+    return untrained_score(point) if point.finetuned is None else point.finetuned
 
 
 def front_table(dense: DenseFigures, front: Sequence[FrontPoint], *, score: str = "accuracy") -> Table:
@@ -140,11 +145,14 @@ def _score_columns(dense: DenseFigures, front: Sequence[FrontPoint], score: str)
     tested = [format_score("accuracy", value) for value in (test, *(point.test_before for point in front))]
     name = score if is_share(score) or score == "kl" else "score"
     columns = [(f"{name}, {split} split", "pruned", before)]
+    repaired = any(point.repaired is not None for point in front)
+    if repaired:
+        columns.append((columns[0][0], "repaired", ["–", *(format_score(score, point.repaired) for point in front)]))
     if any(point.finetuned is not None for point in front):
         after = [format_score(score, point.finetuned) for point in front]
         columns.append((columns[0][0], "fine-tuned", ["–", *after]))
     recipes = [format_recipe(point.recipe) for point in front]
-    columns.append(("accuracy, test split", "pruned", tested))
+    columns.append(("accuracy, test split", "repaired" if repaired else "pruned", tested))
     after = [format_score("accuracy", point.test_after) for point in front]
     columns.append(("accuracy, test split", "fine-tuned", ["–", *after]))
     columns.append(("", "fine-tuning", ["–", *recipes]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autoprune.evaluate import Evaluator
+from autoprune.finish import _repaired
+from autoprune.front import FrontPoint
 from autoprune.nets import small_resnet
 from autoprune.recovery import ladder
 from autoprune.recovery.classifier import fit_classifier
@@ -24,6 +27,7 @@ from autoprune.search_spaces.layers import watching
 from autoprune.search_spaces.moments import collect_moments
 from autoprune.search_spaces.surgery import named_tensors
 from autoprune.search_spaces.tracer import tensors
+from autoprune.tables import final_score, untrained_score
 from tests.autoprune.fakes import FakeSpace, conv_net, image_data, same_state, state_of
 from tests.search_spaces.nets import IMAGE, randomised
 from tests.search_spaces.patterns import PATTERNS
@@ -328,6 +332,27 @@ def test_a_rung_that_must_know_the_cut_is_refused_beside_an_own_slicing() -> Non
     own = trace(conv_net().eval(), data.example(2), align=1)
     with pytest.raises(UserError, match="slicing of your own"):
         Evaluator(own, data, recovery="repair", materialise=lambda candidate: own.materialise(candidate))
+
+
+def test_chosen_points_climb_to_a_repair_where_that_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = image_data()
+    space = trace(conv_net().eval(), data.example(2), align=1)
+    half = space.candidate(0.5)
+    scorer = Evaluator(space, data, score="kl", calibration_samples=512)
+    found = FrontPoint(trial=0, candidate=half, costs={}, score=scorer.evaluate(half), repaired=7.0)
+    point, model = _repaired(found, scorer)
+    assert point.repaired is not None
+    assert point.score < point.repaired == scorer.score(model)
+    assert untrained_score(point) == final_score(point) == point.repaired
+    assert FrontPoint.from_dict(point.to_dict()) == point
+    better, model = _repaired(replace(found, score=1.0), scorer)  # a repair that scores less is not taken
+    assert better.repaired is None
+    assert same_state(state_of(model), state_of(scorer.subnet(half)))
+    for rung in ("slice", "repair"):
+        same, _ = _repaired(found, Evaluator(space, data, recovery=rung, calibration_samples=64))
+        assert same.repaired is None
+    own, _ = _repaired(found, Evaluator(space, data, recalibrate=lambda network, batches: 0))
+    assert own.repaired is None
 
 
 def test_no_samples_means_no_recovery() -> None:
