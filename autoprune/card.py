@@ -23,6 +23,8 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
         f"Dense weights: {config.weights or 'as the model was built'} ({config.fingerprints.get('weights', '-')}).",
         f"Data: {config.data or 'handed over in Python'}.",
         f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.",
+        f"Recovery of trials: {config.describe_recovery()}"
+        f"{'' if point.repaired is None else '; this network was repaired afterwards'}.",
         f"Trial {point.trial} of {finished.num_trials}; agent {config.agent}, seed {config.seed}.",
     ]
     if point.recipe is not None:

@@ -36,6 +36,7 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     say(console, f"{run}: {config.model or 'module from Python'} on {config.data or 'data from Python'}")
     say(console, f"Budget: {', '.join(config.budget)}. Agent {config.agent}, seed {config.seed}.")
     say(console, f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
+    say(console, f"Recovery of trials: {config.describe_recovery()}.")
     say(console, f"Trials: {outcome(study)}.")
     for reason, count in reasons(study.trials):
         say(console, f"  {count} × {reason}")

@@ -122,6 +122,11 @@ class SearchConfig:
         if not self.sweep or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.sweep):
             raise UserError(f"`sweep` must hold shares of the budget above 0 and at most 1, but got {self.sweep!r}.")
 
+    def describe_recovery(self) -> str:
+        """``compensate, 2,000 training samples``."""
+        read = self.recovery != "slice" and self.calibration_samples
+        return f"{self.recovery}, {self.calibration_samples:,} training samples" if read else "none"
+
     def write(self, folder: Path) -> None:
         """Write `config.toml` into `folder`, atomically."""
         values = {name: value for name, value in asdict(self).items() if value not in (None, {}, ())}
