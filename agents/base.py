@@ -29,6 +29,7 @@ class Trial:
         share: the part of the budget that it was asked for, in (0, 1].
         message: why it was cut or failed, or another remark.
         seconds: how long the evaluation took.
+        evaluated: share of the search samples that were run for it, in [0, 1]; below 1 where it was cut.
 
     Raises:
         ValueError: state and score do not fit each other.
@@ -42,6 +43,7 @@ class Trial:
     share: float = 1.0
     message: str | None = None
     seconds: float = 0.0
+    evaluated: float = 1.0
 
     def __post_init__(self) -> None:
         if self.state not in ("complete", "cut", "failed"):

@@ -22,6 +22,7 @@ from torch import nn
 import autoprune
 from autoprune.agents import agent_class, make_agent
 from autoprune.agents.base import Trial
+from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.controller import Controller, Seat, describe_error
 from autoprune.data import Data
@@ -102,6 +103,7 @@ def search(
     batch_size: int = 128,
     data_root: str | Path | None = None,
     precision: str = "auto",
+    bounds: str = "exact",
     device: str = "auto",
     latency_batch: int = 1,
     latency_threads: int = 1,
@@ -140,6 +142,8 @@ def search(
         search_size: samples (or their share) carved from the training data for scoring.
         batch_size, data_root: of a data set given by name.
         precision: ``auto``, ``fp32`` or ``bf16``.
+        bounds: ``exact`` stops a candidate when it is certain that it cannot join the front, ``off`` never does
+            (docs/bounds.md). A scoring function of your own has no bound and is always evaluated in full.
         device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points to finish and export at most.
@@ -182,6 +186,7 @@ def search(
         recovery=recovery,
         calibration_samples=calibration_samples,
         precision=precision,
+        bounds=bounds,
         latency_batch=latency_batch,
         latency_threads=latency_threads,
         latency_repeats=latency_repeats,
@@ -202,9 +207,10 @@ def search(
     )
     bench = _prepare(make_workbench(config, objects), importance_loss, progress)
     seats = _seats(bench)
+    order = _order(bench, seats)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
     config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
-    with Study.create(path, config, fill=lambda folder: _save_profile(bench, folder)) as study:
+    with Study.create(path, config, fill=lambda folder: _save_profile(bench, folder, order)) as study:
         return _go_on(study, replace(bench, config=config), seats, progress)
 
 
@@ -257,6 +263,7 @@ def resume(
             else:
                 bench = use_table(bench, load_table(study.path))
         seats = _seats(bench)
+        _order(bench, seats, study.path)
         if trials is not None:
             study.plan(study.config.trials + trials)
         return _go_on(study, replace(bench, config=study.config), seats, progress)
@@ -293,6 +300,7 @@ def _go_on(study: Study, bench: Workbench, seats: Sequence[Seat], progress: Prog
         seats=seats,
         budget=bench.budget,
         evaluate=bench.evaluator.evaluate,
+        evaluate_above=bench.evaluator.evaluate_above if _bounded(bench) else None,
         progress=progress,
         label=lambda score: format_score(study.config.score, score),
     ).run()
@@ -315,6 +323,34 @@ def _seats(bench: Workbench) -> list[Seat]:
         )
         for share in config.sweep
     ]
+
+
+def _bounded(bench: Workbench) -> bool:
+    return bench.config.bounds == "exact" and bench.evaluator.bounded
+
+
+def _order(bench: Workbench, seats: Sequence[Seat], run: Path | None = None) -> list[int] | None:
+    """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
+
+    Hardest for the uniform candidate: see docs/bounds.md. The order is fixed before the first trial and kept in the run
+    folder. One that is missing there is made again: weights, data and settings are those that it was made from.
+    """
+    if not _bounded(bench):
+        return None
+    order = None if run is None else load_order(run)
+    if order is None:
+        try:
+            order = bench.evaluator.hardest_first(seats[0].agent.uniform())
+        except UserError:
+            raise
+        except Exception:  # the user's model fails on this candidate: the trials will say so, in any order
+            return None
+    if order is not None:
+        try:
+            bench.evaluator.use_order(order)
+        except UserError as error:
+            raise UserError(f"{ORDER} of the run is damaged: {error} Delete it, and it is made again.") from None
+    return order
 
 
 def _score_dense(bench: Workbench) -> float:
@@ -346,8 +382,10 @@ def _measure_table(bench: Workbench, progress: Progress) -> LatencyTable:
     return table
 
 
-def _save_profile(bench: Workbench, folder: Path) -> None:
+def _save_profile(bench: Workbench, folder: Path, order: Sequence[int] | None) -> None:
     """What was measured once for this model, device and data."""
+    if order is not None:
+        save_order(folder, order)
     _save_table(bench.table, folder)
     if reads_data(bench.config.importance):
         save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)

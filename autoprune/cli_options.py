@@ -131,6 +131,13 @@ CalibrationSamples = Annotated[
     int, typer.Option(help="Training samples that the recovery reads.", rich_help_panel=SCORE)
 ]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_panel=SCORE)]
+Bounds = Annotated[
+    str,
+    typer.Option(
+        help="exact: stop a candidate when it is certain that it cannot join the front; off: never.",
+        rich_help_panel=SCORE,
+    ),
+]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]
 LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]
 LatencyRepeats = Annotated[int, typer.Option(help="Measurements of each front point.", rich_help_panel=LATENCY)]

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprune.agents.base import Trial
+from autoprune.bounds import describe_cuts
 from autoprune.finished import Finished
 from autoprune.front import front
 from autoprune.importance import describe_importance
@@ -38,6 +39,9 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     say(console, f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
     say(console, f"Recovery of trials: {config.describe_recovery()}.")
     say(console, f"Trials: {outcome(study)}.")
+    cuts = describe_cuts(study.trials)
+    if cuts is not None:
+        say(console, f"Bounds: {cuts}.")
     for reason, count in reasons(study.trials):
         say(console, f"  {count} × {reason}")
     _, proxies = read_report(run, config.fingerprints)

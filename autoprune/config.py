@@ -15,6 +15,7 @@ from typing import Any
 
 import tomli_w
 
+from autoprune.bounds import BOUNDS
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError, unknown
 
@@ -37,7 +38,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "agent", "agent_options", "trials", "seed", "sweep"),
-    "score": ("score", "importance", "importance_samples", "recovery", "calibration_samples", "precision"),
+    "score": ("score", "importance", "importance_samples", "recovery", "calibration_samples", "precision", "bounds"),
     "latency": ("latency_batch", "latency_threads", "latency_repeats"),
     "result": ("points", "finetune", "formats"),
 }
@@ -65,6 +66,7 @@ class SearchConfig:
         importance_samples: training samples that it reads, where it reads data.
         recovery: what is done to a cut network before it is scored, see `recovery.ladder.RUNGS`.
         calibration_samples: training samples that recovery reads.
+        bounds: ``exact`` stops candidates that cannot join the front any more, ``off`` evaluates all in full.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
@@ -94,6 +96,7 @@ class SearchConfig:
     recovery: str = "compensate"
     calibration_samples: int = 2000
     precision: str = "auto"
+    bounds: str = "exact"
     latency_batch: int = 1
     latency_threads: int = 1
     latency_repeats: int = 30
@@ -119,6 +122,8 @@ class SearchConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+        if self.bounds not in BOUNDS:
+            raise unknown("bounds", self.bounds, BOUNDS)
         if not self.sweep or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.sweep):
             raise UserError(f"`sweep` must hold shares of the budget above 0 and at most 1, but got {self.sweep!r}.")
 

@@ -3,6 +3,10 @@
 Trial k belongs to agent ``k % len(agents)``, one agent per share of the budget, and each learns from its own trials
 only. Everything random in trial k is seeded by (study seed, k) inside the agent, so going on after a kill is: tell
 the recorded trials again, in order, and ask for the next number.
+
+With `evaluate_above`, a candidate is stopped when it is certain that it cannot join the front of the whole study (see
+`bounds`). Of the candidates that are proposed, the same ones make the front; but an agent that learns is told a bound
+where it would have been told a score, and may propose others.
 """
 
 from __future__ import annotations
@@ -14,13 +18,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from autoprune.agents.base import Agent, Trial
+from autoprune.agents.base import Agent, State, Trial
+from autoprune.bounds import REASON, Cut, Staircase
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
-from autoprune.study import Study
+from autoprune.study import Study, objectives
 
 MAX_FAILURES = 3
 """So many failed trials in a row, all of one kind, stop the search: the next would fail as well."""
@@ -55,6 +60,7 @@ class Controller:
         seats: agents in the order in which they take turns.
         budget: the whole budget; seat i proposes within ``budget.scaled(seats[i].share)``.
         evaluate: candidate -> score, higher is better; deterministic in the candidate.
+        evaluate_above: (candidate, alpha) -> the same score, or a `Cut` where it is at most alpha; None cuts nothing.
         progress: where the search reports to.
         label: how a score reads in the progress line.
     """
@@ -64,6 +70,7 @@ class Controller:
     seats: Sequence[Seat]
     budget: Budget
     evaluate: Callable[[Candidate], float]
+    evaluate_above: Callable[[Candidate, float], float | Cut] | None = None
     progress: Progress = NO_PROGRESS
     label: Callable[[float], str] = "{:.4g}".format
 
@@ -75,10 +82,13 @@ class Controller:
             KeyboardInterrupt: the user stopped it; finished trials are stored.
         """
         trials = self.study.trials
-        known = {trial.candidate: trial for trial in reversed(trials) if trial.state == "complete"}
-        best = max((trial.score for trial in known.values() if trial.score is not None), default=None)
+        known: dict[Candidate, Trial] = {}  # what is known of a candidate: its score, else its latest bound
+        staircase = Staircase(objectives(self.study.config.budget)[1:])
         for trial in trials:
+            _learn(known, trial)
+            staircase.add(trial)
             self._seat(trial.number).agent.tell(trial)
+        best = max((t.score for t in trials if t.state == "complete" and t.score is not None), default=None)
         streak: list[str] = []  # kinds of the failures since the last success, all the same
         planned = self.study.config.trials
         with self.progress.task("Searching", total=planned, unit="trials", done=len(trials)) as task:
@@ -87,7 +97,8 @@ class Controller:
                 seat = self._seat(number)
                 candidate = seat.agent.ask(number)
                 costs = self._check(candidate, seat)
-                trial, kind = self._try(number, candidate, costs, seat.share, known.get(candidate))
+                alpha = None if self.evaluate_above is None else staircase.alpha(costs)
+                trial, kind = self._try(number, candidate, costs, seat.share, known.get(candidate), alpha)
                 self.study.append(trial, self.space.keep_ratios(candidate))
                 seat.agent.tell(trial)
                 if trial.state == "failed":
@@ -100,8 +111,9 @@ class Controller:
                         )
                 else:
                     streak = []
-                    known.setdefault(candidate, trial)
-                    if trial.score is not None and (best is None or trial.score > best):
+                    _learn(known, trial)
+                    staircase.add(trial)
+                    if trial.state == "complete" and trial.score is not None and (best is None or trial.score > best):
                         best = trial.score
                 task.advance(note="" if best is None else f"best {self.label(best)}")
         return trials
@@ -123,37 +135,69 @@ class Controller:
         return costs
 
     def _try(
-        self, number: int, candidate: Candidate, costs: dict[str, float], share: float, twin: Trial | None
+        self,
+        number: int,
+        candidate: Candidate,
+        costs: dict[str, float],
+        share: float,
+        twin: Trial | None,
+        alpha: float | None,
     ) -> tuple[Trial, str]:
-        """Evaluate a candidate, or reuse the score of the same one; return the trial and the kind of its failure."""
+        """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
         start = time.perf_counter()
-        score: float | None = None
+        found: float | Cut | None = None
         message: str | None = None
         kind = ""
-        if twin is not None:
-            score, message = twin.score, f"same subnet as trial {twin.number}"
+        evaluated = 1.0
+        if twin is not None and twin.score is not None and _settles(twin, alpha):
+            found, evaluated = twin.score if twin.state == "complete" else Cut(twin.score, 0.0), 0.0
+            message = f"same subnet as trial {twin.number}"
         else:
             try:
-                score = float(self.evaluate(candidate))
+                if self.evaluate_above is None or alpha is None:
+                    found = float(self.evaluate(candidate))
+                else:
+                    found = self.evaluate_above(candidate, alpha)
             except UserError:
                 raise
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 message, kind = describe_error(error), type(error).__name__
-            if score is not None and score != score:
-                score, message, kind = None, "the score is NaN.", "nan"
+            if isinstance(found, float) and found != found:
+                found, message, kind = None, "the score is NaN.", "nan"
+        state: State = "complete"
+        if isinstance(found, Cut):
+            state, message, evaluated = "cut", REASON, found.evaluated
         trial = Trial(
             number=number,
             candidate=candidate,
-            state="failed" if score is None else "complete",
-            score=score,
+            state="failed" if found is None else state,
+            score=found.bound if isinstance(found, Cut) else found,
             costs=costs,
             share=share,
             message=message,
             seconds=time.perf_counter() - start,
+            evaluated=evaluated,
         )
         return trial, kind
+
+
+def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
+    """Remember the first score of a candidate, and until there is one its lowest bound."""
+    before = known.get(trial.candidate)
+    if trial.score is None or (before is not None and before.state == "complete"):
+        return
+    if before is None or trial.state == "complete" or before.score is None or trial.score < before.score:
+        known[trial.candidate] = trial
+
+
+def _settles(twin: Trial, alpha: float | None) -> bool:
+    """Whether what is known of a candidate makes its evaluation needless: a score does, a bound if it is low enough.
+
+    A bound that cut it once does so again, unless predicted latencies were measured anew in between.
+    """
+    return twin.state == "complete" or (alpha is not None and twin.score is not None and twin.score <= alpha)
 
 
 def describe_error(error: Exception) -> str:

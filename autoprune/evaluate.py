@@ -2,31 +2,36 @@
 
 Each step can be replaced by a function of the user's. The dense model is never changed: a scored subnet shares the
 storage of what is not cut, but owns its BatchNorm statistics. The same candidate gives the same score, bit for bit
-(one machine, one number of threads). Remembering scores is the controller's business.
+(one machine, one number of threads, one order of samples). Remembering scores is the controller's business.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
+from autoprune.bounds import Cut
 from autoprune.data.base import Data, Inputs
+from autoprune.data.ordered import Indexable, OrderedBatches, hold
 from autoprune.precision import autocast, device_of, resolve_precision
 from autoprune.recalibrate import NothingRecalibrated, own_statistics, recalibrate, tracking_layers
 from autoprune.recovery.ladder import RUNGS, Ladder
 from autoprune.running import EvaluationFailed, evaluation_mode, private_random
-from autoprune.scores import DivergenceFromDense, Score, accuracy
+from autoprune.scores import DivergenceFromDense, SampleScore, Score, TopK, accuracy, predictions, score_samples
 from autoprune.search_spaces import SearchSpace
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.types import Candidate
 
 __all__ = ["SCORES", "EvaluationFailed", "Evaluator", "accuracy", "recalibrate"]
+
+T = TypeVar("T")
 
 SCORES = ("accuracy", "top5", "kl")
 
@@ -63,6 +68,7 @@ class Evaluator:
         precision: what is used, "fp32" or "bf16".
         recovery: the rung.
         knows_the_cut: whether all steps are the library's own, so that every rung can be used.
+        bounded: whether a bound of the score is known while it is computed: not for a function of the user's.
 
     Raises:
         UserError: an unknown score, rung or precision, a negative number of samples, or a rung that needs to know what
@@ -95,7 +101,9 @@ class Evaluator:
         self.recovery = recovery if calibration_samples else "slice"
         self.importance, self.calibration_samples, self.seed = importance, calibration_samples, seed
         self.precision = resolve_precision(precision, space.model)
-        self._score = self._resolve(score)
+        self._function = score if callable(score) else None
+        self._samples_score = self._resolve(score)  # one of ours, over the split as it is
+        self._ordered: tuple[SampleScore, OrderedBatches] | None = None
         self.score_name = score if isinstance(score, str) else getattr(score, "__qualname__", type(score).__name__)
         self.num_norms = len(tracking_layers(space.model))
         self._ladder: Ladder | None = None
@@ -126,10 +134,14 @@ class Evaluator:
         """Whether slicing or recovery is a function of the user's."""
         return self._materialise is not None or self._recalibrate is not None
 
+    @property
+    def bounded(self) -> bool:
+        return self._samples_score is not None
+
     @cached_property
     def score_dense(self) -> float:
-        """Score of the dense model as it is: neither sliced nor recalibrated."""
-        return self.score(self.space.model)
+        """Score of the dense model as it is: neither sliced nor recalibrated. On the split's own batches, always."""
+        return self._finite(self._in_private(lambda: self._value(self.space.model, None, None)))
 
     def evaluate(self, candidate: Candidate) -> float:
         """Return the score of a candidate on the search split.
@@ -139,6 +151,60 @@ class Evaluator:
             UserError: model, data and score do not fit each other.
         """
         return self.score(self.network(candidate, share=True))
+
+    def evaluate_above(self, candidate: Candidate, alpha: float) -> float | Cut:
+        """Return the score, or stop as soon as it is certain not to exceed `alpha`; see `bounds` and `evaluate`.
+
+        A score that is returned is the one that `evaluate` returns, bit for bit.
+        """
+        assert self._samples_score is not None, "a function of the user's has no bound"
+        highest = self._samples_score.value(0.0, self._total)
+        if highest <= alpha:
+            return Cut(highest, 0.0)
+        model = self.network(candidate, share=True)
+        found = self._in_private(lambda: self._value(model, self._ordered, alpha))
+        if isinstance(found, Cut):
+            self._finite(found.bound)
+            return found
+        return self._finite(found)
+
+    def hardest_first(self, candidate: Candidate) -> list[int] | None:
+        """Return the numbers of the search samples, those first that are hardest for the network of `candidate`.
+
+        None where they cannot be read in another order (too many for memory, or of several shapes), where the score is
+        a function of the user's, or where this network gives NaN or infinite outputs.
+        """
+        score = self._samples_score
+        if score is None or self._held is None:
+            return None
+        model = self.network(candidate, share=True)
+
+        def hardness() -> torch.Tensor:
+            outputs = enumerate(predictions(model, self.data.search, self.precision))
+            return torch.cat([score.hardness(number, *output).cpu() for number, output in outputs])
+
+        try:
+            found = self._in_private(hardness)
+        except EvaluationFailed:
+            return None
+        order: list[int] = found.argsort(descending=True, stable=True).tolist()
+        return order
+
+    def use_order(self, order: Sequence[int]) -> None:
+        """Score candidates from now on in batches of samples in this order, a permutation of the search split.
+
+        Raises:
+            UserError: it is no such permutation, or the split cannot be read in another order.
+        """
+        score, held = self._samples_score, self._held
+        if score is None or held is None or sorted(order) != list(range(self.data.search.num_samples)):
+            raise UserError(
+                f"The order of {len(order):,} samples does not fit the search split, or it cannot be sorted."
+            )
+        batches = OrderedBatches(held[0], order, held[1])
+        if isinstance(score, DivergenceFromDense):
+            score = self._in_private(functools.partial(score.in_order, batches))
+        self._ordered = score, batches
 
     def subnet(self, candidate: Candidate) -> nn.Module:
         """Return the candidate's network, recovered, in evaluation mode, with storage of its own: what fine-tuning
@@ -163,11 +229,7 @@ class Evaluator:
 
     def score(self, model: nn.Module) -> float:
         """Score a network on the search split; see `evaluate` for what is raised."""
-        with private_random(self._device, self.seed, 1):
-            value = self._score(model)
-        if not math.isfinite(value):
-            raise EvaluationFailed(f"the score {self.score_name} is {value}")
-        return value
+        return self._finite(self._in_private(lambda: self._value(model, self._ordered, None)))
 
     def describe(self) -> dict[str, Any]:
         """What the scores are: for the report and the run folder."""
@@ -179,6 +241,8 @@ class Evaluator:
             "importance": self.importance,
             "recovery": self.recovery,
             "calibration_samples": self.calibration_samples,
+            "bounded": self.bounded,
+            "hardest_first": self._ordered is not None,
             "recalibrated_layers": self.num_norms if self.recovery in RUNGS[1:3] else 0,
         }
 
@@ -206,17 +270,48 @@ class Evaluator:
             recalibrate(model, self._calibration, precision=self.precision)
         return model
 
-    def _resolve(self, score: str | Score) -> Callable[[nn.Module], float]:
-        search, precision = self.data.search, self.precision
+    def _resolve(self, score: str | Score) -> SampleScore | None:
         if callable(score):
-            return lambda model: self._call(score, model)
-        if score == "kl":
-            from_dense = DivergenceFromDense(self.space.model, precision)
-            return lambda model: from_dense(model, search)
+            return None
         if score not in SCORES:
             raise unknown("score", score, SCORES)
-        k = 5 if score == "top5" else 1
-        return lambda model: accuracy(model, search, precision=precision, k=k)
+        if score == "kl":
+            return DivergenceFromDense(self.space.model, self.precision)
+        return TopK(5 if score == "top5" else 1)
+
+    @cached_property
+    def _total(self) -> int:
+        score = self._samples_score
+        assert score is not None
+        return self._in_private(lambda: score.total(self.data.search))
+
+    @cached_property
+    def _held(self) -> tuple[Indexable, int] | None:
+        return hold(self.data.search)
+
+    def _value(
+        self, model: nn.Module, ordered: tuple[SampleScore, OrderedBatches] | None, alpha: float | None
+    ) -> float | Cut:
+        if self._function is not None:
+            return self._call(self._function, model)
+        assert self._samples_score is not None
+        score, batches = (self._samples_score, self.data.search) if ordered is None else ordered
+        total = None if alpha is None else self._total
+        return score_samples(score, model, batches, self.precision, alpha=alpha, total=total)
+
+    def _in_private(self, function: Callable[[], T]) -> T:
+        """Call `function` with random numbers of its own, after the dense network was run where it is needed."""
+        if isinstance(self._samples_score, DivergenceFromDense):
+            with private_random(self._device, self.seed, 1):
+                self._samples_score.read(self.data.search)
+        with private_random(self._device, self.seed, 1):
+            return function()
+
+    def _finite(self, value: float | Cut) -> float:
+        assert not isinstance(value, Cut), "nothing was given to cut at"
+        if not math.isfinite(value):
+            raise EvaluationFailed(f"the score {self.score_name} is {value}")
+        return value
 
     def _call(self, score: Score, model: nn.Module) -> float:
         with evaluation_mode(model), torch.no_grad(), autocast(self.precision, self._device):

@@ -9,15 +9,18 @@ Shape letters: N samples in a batch, C classes; further dimensions (pixels) coun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import zip_longest
-from typing import Any, TypeAlias
+import math
+from collections.abc import Callable, Generator
+from contextlib import closing
+from typing import Any, Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autoprune.bounds import Cut
 from autoprune.data.base import Batches, forward, tensors_of
+from autoprune.data.ordered import OrderedBatches
 from autoprune.precision import autocast, device_of, prepare, resolve_precision
 from autoprune.running import check_finite, check_targets, evaluation_mode, logits_of
 from autoprune.search_spaces.errors import UserError
@@ -26,7 +29,7 @@ Score: TypeAlias = Callable[[nn.Module, Batches], float]
 """(network in evaluation mode, batches of the split) -> score, higher is better."""
 
 
-def predictions(model: nn.Module, batches: Batches, precision: str) -> Iterator[tuple[Any, Any, Tensor]]:
+def predictions(model: nn.Module, batches: Batches, precision: str) -> Generator[tuple[Any, Any, Tensor], None, None]:
     """Yield (inputs, targets, logits [N, C, ...] on the model's device) for each batch.
 
     Raises:
@@ -47,6 +50,99 @@ def predictions(model: nn.Module, batches: Batches, precision: str) -> Iterator[
         raise UserError("The split holds no batch: give at least one sample to score on.")
 
 
+class SampleScore(Protocol):
+    """A score that is a non-increasing function of a sum of losses >= 0, one for each sample: see `bounds`."""
+
+    def losses(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """Return the losses [N] of batch `number`."""
+        ...
+
+    def value(self, loss: float, total: int) -> float:
+        """Return the score of a whole split with `total` targets (samples, or their pixels)."""
+        ...
+
+    def total(self, batches: Batches) -> int:
+        """Return the number of targets in the split."""
+        ...
+
+    def hardness(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """Return how hard the samples [N] of a batch are for the network that gave these outputs: larger is harder."""
+        ...
+
+
+def score_samples(
+    score: SampleScore,
+    model: nn.Module,
+    batches: Batches,
+    precision: str,
+    *,
+    alpha: float | None = None,
+    total: int | None = None,
+) -> float | Cut:
+    """Score a network, batch by batch, until it is done or certain not to exceed `alpha`.
+
+    The losses of single samples are added without rounding (`math.fsum`), so their order does not matter.
+
+    Args:
+        total: targets in the split; needed with `alpha`.
+
+    Raises:
+        EvaluationFailed: an output is NaN or infinite.
+        UserError: outputs, targets and score do not fit each other, or there is no batch.
+    """
+    losses: list[float] = []
+    count = 0
+    with closing(predictions(model, batches, precision)) as outputs:
+        for number, (inputs, targets, logits) in enumerate(outputs):
+            losses += score.losses(number, inputs, targets, logits).tolist()
+            count += logits.numel() // logits.shape[1]
+            if alpha is not None and total is not None and count < total:
+                bound = score.value(math.fsum(losses), total)
+                if bound <= alpha:
+                    return Cut(bound, count / total)
+    return score.value(math.fsum(losses), count)
+
+
+class TopK:
+    """Share of targets whose class is among the `k` highest scores; the loss of a sample is how many are not.
+
+    Args:
+        split: name of the batches in messages.
+    """
+
+    def __init__(self, k: int = 1, split: str = "search") -> None:
+        self._k, self._split = k, split
+
+    def losses(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """Wrong targets of each sample, int64 [N]."""
+        if logits.shape[1] <= self._k:
+            raise UserError(
+                f"Top-{self._k} accuracy needs more than {self._k} classes, but the model has {logits.shape[1]}."
+            )
+        wanted = self._wanted(targets, logits)
+        # argmax takes the first of equal scores, so that a constant network is not right everywhere.
+        highest = logits.argmax(dim=1, keepdim=True) if self._k == 1 else logits.topk(self._k, dim=1).indices
+        right = (highest == wanted).any(dim=1)
+        return (~right).reshape(len(right), -1).sum(dim=1)
+
+    def value(self, loss: float, total: int) -> float:
+        """Share of targets that are right."""
+        return (total - loss) / total
+
+    def total(self, batches: Batches) -> int:
+        """Read the split once to count."""
+        return sum(tensors_of(targets)[0].numel() for _, targets in batches)
+
+    def hardness(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """How far the k-th best other class lies above the right one, mean over a sample's targets, [N]."""
+        wanted = self._wanted(targets, logits)
+        others = logits.scatter(1, wanted, -math.inf).topk(self._k, dim=1).values[:, -1:]
+        return (others - logits.gather(1, wanted)).double().reshape(len(logits), -1).mean(dim=1)
+
+    def _wanted(self, targets: Any, logits: Tensor) -> Tensor:
+        return check_targets(targets, logits.shape, self._split).to(logits.device).unsqueeze(1)
+
+
 def accuracy(
     model: nn.Module, batches: Batches, *, precision: str = "auto", k: int = 1, split: str = "search"
 ) -> float:
@@ -63,17 +159,9 @@ def accuracy(
         EvaluationFailed: an output is NaN or infinite.
         UserError: outputs, targets or `k` do not fit each other, or there is no batch.
     """
-    resolved = resolve_precision(precision, model)
-    right = total = 0
-    for _, targets, logits in predictions(model, batches, resolved):
-        if logits.shape[1] <= k:
-            raise UserError(f"Top-{k} accuracy needs more than {k} classes, but the model has {logits.shape[1]}.")
-        wanted = check_targets(targets, logits.shape, split).to(logits.device).unsqueeze(1)
-        # argmax takes the first of equal scores, so that a constant network is not right everywhere.
-        highest = logits.argmax(dim=1, keepdim=True) if k == 1 else logits.topk(k, dim=1).indices
-        right += int((highest == wanted).sum())
-        total += wanted.numel()
-    return right / total
+    found = score_samples(TopK(k, split), model, batches, resolve_precision(precision, model))
+    assert not isinstance(found, Cut), "nothing was given to cut at"
+    return found
 
 
 class DivergenceFromDense:
@@ -84,7 +172,9 @@ class DivergenceFromDense:
 
     def __init__(self, dense: nn.Module, precision: str) -> None:
         self._dense, self._precision = dense, precision
-        self._cache: list[tuple[float, Tensor]] = []  # per batch: a checksum of its inputs, dense log probabilities
+        # Per batch: a checksum of its inputs (None: they lie in memory), dense log probabilities.
+        self._cache: list[tuple[float | None, Tensor]] = []
+        self._total = 0
 
     def __call__(self, model: nn.Module, batches: Batches) -> float:
         """Score `model` on the split that the first call saw.
@@ -93,27 +183,64 @@ class DivergenceFromDense:
             EvaluationFailed: an output is NaN or infinite.
             UserError: the batches differ from those of the first call, or the outputs have another shape.
         """
+        self.read(batches)
+        found = score_samples(self, model, batches, self._precision)
+        assert not isinstance(found, Cut), "nothing was given to cut at"
+        return found
+
+    def read(self, batches: Batches) -> None:
+        """Run the dense network over the split, where that was not done yet."""
         if not self._cache:
             self._cache = [
                 (_checksum(inputs), F.log_softmax(logits, dim=1).cpu())
                 for inputs, _, logits in predictions(self._dense, batches, self._precision)
             ]
-        total, count = 0.0, 0
-        outputs = predictions(model, batches, self._precision)
-        for position, (output, stored) in enumerate(zip_longest(outputs, self._cache)):
-            if output is None or stored is None or stored[0] != _checksum(output[0]):
-                raise UserError(
-                    "The score 'kl' compares with stored outputs of the dense model, but the search split has changed: "
-                    f"its batch {position} is not the one seen before. Give a loader that does not shuffle or augment."
-                )
-            logits, log_dense = output[2], stored[1]
-            if log_dense.shape != logits.shape:
-                raise UserError(
-                    f"The subnet returns {list(logits.shape)} where the dense model returned {list(log_dense.shape)}."
-                )
-            total += float(divergence(log_dense.to(logits.device), F.log_softmax(logits, dim=1)).double().sum())
-            count += logits.numel() // logits.shape[1]
-        return 0.0 - total / count  # not -0.0 for the dense network
+            self._total = sum(stored.numel() // stored.shape[1] for _, stored in self._cache)
+
+    def in_order(self, batches: OrderedBatches) -> DivergenceFromDense:
+        """The same score on batches in another order of the split that was read: with the very same dense outputs."""
+        other = DivergenceFromDense(self._dense, self._precision)
+        joined = torch.cat([stored for _, stored in self._cache])
+        other._cache = [(None, joined[chosen]) for chosen in batches.chosen()]
+        other._total = self._total
+        return other
+
+    def losses(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """Divergence of each sample, summed over its pixels, float64 [N].
+
+        Rounding can leave a divergence a little below 0, where it cannot be: such a one is 0.
+        """
+        checksum, log_dense = self._cache[number] if number < len(self._cache) else (math.nan, logits)
+        if checksum is not None and checksum != _checksum(inputs):
+            raise self._changed(number)
+        if log_dense.shape != logits.shape:
+            raise UserError(
+                f"The subnet returns {list(logits.shape)} where the dense model returned {list(log_dense.shape)}."
+            )
+        found = divergence(log_dense.to(logits.device), F.log_softmax(logits, dim=1))
+        return found.double().clamp(min=0).reshape(len(found), -1).sum(dim=1)
+
+    def value(self, loss: float, total: int) -> float:
+        """Minus the mean."""
+        if total != self._total:
+            raise self._changed(len(self._cache))
+        return 0.0 - loss / total  # not -0.0 for the dense network
+
+    def total(self, batches: Batches) -> int:
+        """Samples, or their pixels, of the split."""
+        self.read(batches)
+        return self._total
+
+    def hardness(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
+        """Their divergence."""
+        return self.losses(number, inputs, targets, logits)
+
+    @staticmethod
+    def _changed(number: int) -> UserError:
+        return UserError(
+            "The score 'kl' compares with stored outputs of the dense model, but the search split has changed: "
+            f"its batch {number} is not the one seen before. Give a loader that does not shuffle or augment."
+        )
 
 
 def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from autoprune.search_spaces.errors import UserError
 FILE = "study.db"
 
 _STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
-_ATTRIBUTES = ("candidate", "state", "score", "costs", "share", "message", "seconds")
+_ATTRIBUTES = ("candidate", "state", "score", "costs", "share", "message", "seconds", "evaluated")
 
 
 class Study:
@@ -254,6 +254,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
+    attributes = {"evaluated": 1.0, **attributes}  # studies made before trials could be cut do not say
     values = {name: attributes[name] for name in _ATTRIBUTES}
     values["candidate"] = tuple(values["candidate"])
     return Trial(number=number, **values)

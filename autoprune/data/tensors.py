@@ -111,7 +111,11 @@ class TensorBatches:
         """Yield the first `num_samples` (or all) of a permutation seeded by `seed`, un-augmented, in batches."""
         chosen = torch.randperm(self.num_samples, generator=generator(seed))[:num_samples]
         for part in chosen.split(self.batch_size) if num_samples > 0 else ():
-            yield self._ready(self.inputs.index_select(0, part)), self.targets.index_select(0, part)
+            yield self.take(part)
+
+    def take(self, chosen: Tensor) -> Batch:
+        """Return the samples of these numbers, int64 [N], un-augmented."""
+        return self._ready(self.inputs.index_select(0, chosen)), self.targets.index_select(0, chosen)
 
     def with_batch_size(self, batch_size: int) -> TensorBatches:
         """Return the same samples in batches of another size."""

@@ -82,7 +82,7 @@ def test_show_lists_trials_and_why_they_failed(tmp_path: Path, monkeypatch: pyte
         return original(self, candidate)
 
     monkeypatch.setattr(Evaluator, "evaluate", sometimes)
-    result = search(tmp_path / "r", "--trials", "3")
+    result = search(tmp_path / "r", "--trials", "3", "--bounds", "off")
     assert "Trial 1 failed: MemoryError: too [large]" in result.stderr
     assert "3 of 3: 2 complete, 1 failed" in result.stdout
     shown = call("show", tmp_path / "r", "--trials").stdout
@@ -100,7 +100,7 @@ def test_interrupt_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         return original(self, candidate)
 
     monkeypatch.setattr(Evaluator, "evaluate", stopped)
-    result = search(tmp_path / "r", "--trials", "5")
+    result = search(tmp_path / "r", "--trials", "5", "--bounds", "off")
     assert result.exit_code == 130
     assert f"Stopped. 2 of 5 trials are stored. Go on with: autoprune resume {tmp_path / 'r'}" in result.stderr
     shown = call("show", tmp_path / "r").stdout
