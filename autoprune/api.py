@@ -294,13 +294,14 @@ def _prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workben
 
 
 def _go_on(study: Study, bench: Workbench, seats: Sequence[Seat], progress: Progress) -> Result:
+    exact = bench.config.bounds == "exact" and bench.evaluator.bounded
     trials = Controller(
         study=study,
         space=bench.space,
         seats=seats,
         budget=bench.budget,
         evaluate=bench.evaluator.evaluate,
-        evaluate_above=bench.evaluator.evaluate_above if _bounded(bench) else None,
+        evaluate_above=bench.evaluator.evaluate_above if exact else None,
         progress=progress,
         label=lambda score: format_score(study.config.score, score),
     ).run()
@@ -325,18 +326,13 @@ def _seats(bench: Workbench) -> list[Seat]:
     ]
 
 
-def _bounded(bench: Workbench) -> bool:
-    return bench.config.bounds == "exact" and bench.evaluator.bounded
-
-
 def _order(bench: Workbench, seats: Sequence[Seat], run: Path | None = None) -> list[int] | None:
     """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
 
     Hardest for the uniform candidate: see docs/bounds.md. The order is fixed before the first trial and kept in the run
-    folder. One that is missing there is made again: weights, data and settings are those that it was made from.
+    folder. One that is missing there is made again: weights, data and settings are those that it was made from. It is
+    used without bounds too, since in other batches the last bits of a score may be others.
     """
-    if not _bounded(bench):
-        return None
     order = None if run is None else load_order(run)
     if order is None:
         try:

@@ -113,7 +113,7 @@ def trial_table(trials: list[Trial], score: str) -> Table:
         table.add_row(
             str(trial.number),
             trial.state,
-            format_score(score, trial.score),
+            ("≤ " if trial.state == "cut" else "") + format_score(score, trial.score),
             *(format_cost(name, trial.costs[name]) if name in trial.costs else "–" for name in names),
             f"{trial.share:g}",
             trial.message or "",

@@ -113,7 +113,7 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
 def _trial_row(trial: Trial, outcome: str, costs: Sequence[str], score: str) -> str:
     cells = [
         outcome,
-        format_score(score, trial.score) if trial.state == "complete" else "–",
+        ("≤ " if trial.state == "cut" else "") + format_score(score, trial.score),
         *(format_cost(name, trial.costs[name]) if name in trial.costs else "–" for name in costs),
         f"{trial.share:g}",
         f"{trial.seconds:.2f}",
