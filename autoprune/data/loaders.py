@@ -7,7 +7,7 @@ in a fixed order. Everything else that gives batches each time it is iterated is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeGuard
 
@@ -132,6 +132,20 @@ class LoaderBatches:
             chosen = torch.randperm(total, generator=generator(seed))[:num_samples].tolist()
             loader = rebuild(loader, Subset(loader.dataset, chosen), shuffle=False, drop_last=False)
         return take_samples(self._checked(iterate(loader, 0, 0)), num_samples)
+
+    @property
+    def is_indexable(self) -> bool:
+        """Whether samples can be read in any order."""
+        return is_map_style(self._plain) and not self._plain.drop_last
+
+    def in_order(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        """Yield a batch for each array of sample numbers, int64 [N]; only where `is_indexable`."""
+        assert is_map_style(self._plain), "a loader that makes its own batches has no order but its own"
+        order = torch.cat(list(batches)).tolist()
+        sizes = {len(chosen) for chosen in batches[:-1]} or {len(batches[0])}
+        assert len(sizes) == 1, "batches of one size, but for the last"
+        loader = rebuild(self._plain, Subset(self._plain.dataset, order), shuffle=False, batch_size=sizes.pop())
+        return self._checked(iterate(loader, 0, 0))
 
     def with_batch_size(self, batch_size: int) -> LoaderBatches:
         """Return the same samples in batches of another size.

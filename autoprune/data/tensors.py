@@ -111,10 +111,13 @@ class TensorBatches:
         """Yield the first `num_samples` (or all) of a permutation seeded by `seed`, un-augmented, in batches."""
         chosen = torch.randperm(self.num_samples, generator=generator(seed))[:num_samples]
         for part in chosen.split(self.batch_size) if num_samples > 0 else ():
-            yield self.take(part)
+            yield self._take(part)
 
-    def take(self, chosen: Tensor) -> Batch:
-        """Return the samples of these numbers, int64 [N], un-augmented."""
+    def in_order(self, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        """Yield an un-augmented batch for each array of sample numbers, int64 [N]."""
+        return map(self._take, batches)
+
+    def _take(self, chosen: Tensor) -> Batch:
         return self._ready(self.inputs.index_select(0, chosen)), self.targets.index_select(0, chosen)
 
     def with_batch_size(self, batch_size: int) -> TensorBatches:

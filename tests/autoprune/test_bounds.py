@@ -248,11 +248,10 @@ def test_a_network_that_fails_gives_no_order() -> None:
 def test_samples_come_in_the_order_that_was_given() -> None:
     x, y = blobs(10, 0)
     order = torch.randperm(10, generator=torch.Generator().manual_seed(0)).tolist()
-    for split in (
-        TensorBatches(x, y, batch_size=4),
-        LoaderBatches([(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])], ""),
-    ):
-        held = hold(split)
+    loader = LoaderBatches([(x[:4], y[:4]), (x[4:8], y[4:8]), (x[8:], y[8:])], "search")
+    stored = LoaderBatches(DataLoader(TensorDataset(x, y), batch_size=4), "search")
+    for split, most in ((TensorBatches(x, y, batch_size=4), 0), (loader, 10**6), (stored, 10**6), (stored, 0)):
+        held = hold(split, max_bytes=most)
         assert held is not None
         batches = OrderedBatches(held[0], order, held[1])
         parts = list(batches)
@@ -267,9 +266,19 @@ def test_inputs_of_several_tensors_are_held_too() -> None:
     split = ListBatches(({"a": x[:3], "b": -x[:3]}, x[:3]), ({"a": x[3:], "b": -x[3:]}, x[3:]))
     held = hold(split)
     assert held is not None
-    inputs, targets = held[0].take(torch.tensor([5, 0]))
+    inputs, targets = next(held[0].in_order([torch.tensor([5, 0])]))
     assert isinstance(inputs, dict)
     assert [inputs["a"].tolist(), inputs["b"].tolist(), targets.tolist()] == [[5, 0], [-5, 0], [5, 0]]
+
+
+def test_random_transforms_are_never_read_in_another_order() -> None:
+    class Noisy(TensorDataset):
+        def __getitem__(self, index: int) -> Any:
+            return self.tensors[0][index] + torch.rand(()), self.tensors[1][index]
+
+    split = LoaderBatches(DataLoader(Noisy(*blobs(10, 0)), batch_size=4), "search")
+    assert hold(split) is not None  # in memory: every pass of a loader draws the same
+    assert hold(split, max_bytes=0) is None
 
 
 def test_what_does_not_fit_into_memory_is_bounded_in_its_own_order(monkeypatch: pytest.MonkeyPatch) -> None:
