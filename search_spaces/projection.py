@@ -80,7 +80,7 @@ def uniform_line(space: Space, budget: Budget) -> IntArray:
     limits = check_budget(space, budget)
     thresholds = _thresholds(space, np.ones(len(space.groups)))
     candidates = _at_shift(thresholds, np.concatenate([[-np.inf], _shifts(thresholds)]))
-    return candidates[_fits(space, candidates, limits)]
+    return candidates[within(space, candidates, limits)]
 
 
 def is_feasible(space: Space, candidate: Candidate, budget: Budget) -> bool:
@@ -90,7 +90,7 @@ def is_feasible(space: Space, candidate: Candidate, budget: Budget) -> bool:
         UserError: the budget limits a cost that the space does not have.
     """
     limits = budget.resolve({cost: dense for cost, (_, dense) in _extremes(space, budget).items()})
-    return bool(_fits(space, np.array([candidate], dtype=np.int64), limits)[0])
+    return bool(within(space, np.array([candidate], dtype=np.int64), limits)[0])
 
 
 def check_budget(space: Space, budget: Budget) -> dict[str, float]:
@@ -176,7 +176,7 @@ def _at_shift(thresholds: FloatArray, shifts: FloatArray) -> IntArray:
     return levels
 
 
-def _fits(space: Space, candidates: IntArray, limits: Mapping[str, float]) -> NDArray[np.bool_]:
+def within(space: Space, candidates: IntArray, limits: Mapping[str, float]) -> NDArray[np.bool_]:
     """Return which candidates keep every limit, [n]."""
     fits = np.ones(len(candidates), dtype=np.bool_)
     for cost, limit in limits.items():
@@ -191,7 +191,7 @@ def _raise_together(space: Space, thresholds: FloatArray, limits: Mapping[str, f
     while high - low > 1:
         points = np.unique(np.linspace(low, high, _BATCH + 2).astype(np.int64)[1:-1])
         points = points[points > low]
-        fitting = points[_fits(space, _at_shift(thresholds, shifts[points]), limits)]
+        fitting = points[within(space, _at_shift(thresholds, shifts[points]), limits)]
         low = int(fitting[-1]) if fitting.size else low
         high = int(min(points[points > low], default=high))
     chosen: IntArray = _at_shift(thresholds, shifts[low : low + 1])[0]
@@ -208,7 +208,7 @@ def _fill(space: Space, levels: IntArray, thresholds: FloatArray, limits: Mappin
     while True:
         open_groups = np.flatnonzero(levels < space.num_levels - 1)
         single = levels + np.eye(num_groups, dtype=np.int64)[open_groups]
-        fitting = open_groups[_fits(space, single, limits)]
+        fitting = open_groups[within(space, single, limits)]
         if not fitting.size:
             return levels
         ahead = np.where(np.arange(thresholds.shape[1]) >= levels[fitting, None], thresholds[fitting], np.inf)
@@ -216,6 +216,6 @@ def _fill(space: Space, levels: IntArray, thresholds: FloatArray, limits: Mappin
         order = order[np.isfinite(ahead.ravel()[order])]
         raised = fitting[order // thresholds.shape[1]]
         chain = levels + np.cumsum(np.eye(num_groups, dtype=np.int64)[raised], axis=0)
-        fits = _fits(space, chain, limits)
+        fits = within(space, chain, limits)
         fits[0] = True  # the same as one of `single`, which fits
         levels = chain[np.flatnonzero(~fits)[0] - 1 if not fits.all() else -1]

@@ -1,0 +1,85 @@
+"""From one candidate to the next: descent from the dense model, exchanges, and how well a table lets one do.
+
+An exchange takes levels from one group and gives levels to another. Shape letters: n candidates, G groups, L levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autoprune.agents.table import Table
+from autoprune.search_spaces.projection import Space, within
+from autoprune.search_spaces.types import FloatArray, IntArray
+
+_STEPS = 4
+"""Most levels that one exchange moves a group."""
+_BATCH = 256
+"""Candidates priced at once, in the order of their losses."""
+
+
+def descend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray:
+    """Return the candidate [G] to which greedy steps lead from the dense one; the smallest is known to fit.
+
+    A step takes one group down to its next level that saves anything: the group that loses least per cost saved. Of
+    several limits, saved is counted where too much is spent, each as a share of its limit.
+    """
+    levels = space.num_levels - 1
+    losses = table.padded()
+    groups = np.arange(len(levels))
+    while not within(space, levels[None], limits)[0]:
+        below = np.maximum(levels - 1, 0)
+        lower = np.where(np.eye(len(levels), dtype=np.bool_), below, levels)
+        saved = np.zeros(len(levels))
+        for cost, limit in limits.items():
+            values = space.cost(cost, np.concatenate([levels[None], lower]))
+            if values[0] > limit:
+                saved += (values[0] - values[1:]) / limit
+        lost = losses[groups, below] - losses[groups, levels]
+        price = np.where(levels > 0, lost / np.maximum(saved, 1e-12), np.inf)
+        levels = lower[int(np.argmin(price))]
+    return levels
+
+
+def exchanges(space: Space, levels: IntArray, most: int = _STEPS) -> IntArray:
+    """Return all candidates [n, G] that one exchange of up to `most` levels, or one such single step, leads to."""
+    num_groups = len(levels)
+    unit = np.eye(num_groups, dtype=np.int64)
+    steps = np.arange(1, most + 1)
+    moves = unit[:, None] * steps[:, None]  # [G, most, G]
+    up = moves[(levels[:, None] + steps < space.num_levels[:, None])]
+    down = moves[levels[:, None] >= steps]
+    pairs = (up[:, None] - down[None]).reshape(-1, num_groups)
+    pairs = pairs[(pairs > 0).any(axis=1) & (pairs < 0).any(axis=1)]  # of one group alone is a single step
+    others: IntArray = levels + np.concatenate([up, -down, pairs])
+    return others
+
+
+def improve(space: Space, limits: Mapping[str, float], table: Table, levels: IntArray) -> IntArray:
+    """Return where the best exchanges lead, one after the other, until none lowers the loss of the table."""
+    while True:
+        others = exchanges(space, levels)
+        losses = table.predict(others)
+        better = np.flatnonzero(losses < table.predict(levels[None])[0] * (1 - 1e-12))
+        first = first_fit(space, limits, others[better[np.argsort(losses[better], kind="stable")]])
+        if first is None:
+            return levels
+        levels = first
+
+
+def first_fit(space: Space, limits: Mapping[str, float], candidates: IntArray) -> IntArray | None:
+    """Return the first of the candidates [n, G] that keeps the limits, None if there is none."""
+    for start in range(0, len(candidates), _BATCH):
+        fitting = np.flatnonzero(within(space, candidates[start : start + _BATCH], limits))
+        if fitting.size:
+            found: IntArray = candidates[start + fitting[0]]
+            return found
+    return None
+
+
+def ratios(space: Space, candidate: IntArray | tuple[int, ...]) -> FloatArray:
+    """Return the keep ratios [G] of a candidate."""
+    units = space.level_units
+    kept: FloatArray = units[np.arange(len(units)), np.asarray(candidate)] / units[:, -1]
+    return kept

@@ -1,0 +1,84 @@
+"""What every agent tries before it relies on what it learnt."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import numpy as np
+
+from autoprune.agents.base import Agent, Trial
+from autoprune.agents.kbest import KBest
+from autoprune.agents.moves import ratios
+from autoprune.agents.table import Table, given
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.projection import Space, check_budget
+from autoprune.search_spaces.types import Candidate
+
+_MAX_NODES = 2_000
+"""Prefixes that branch and bound may expand for the candidate it gives a start with."""
+_REDRAWS = 10
+"""Draws, and then exchanges, before a candidate that was tried already is proposed once more."""
+
+
+class WarmAgent(Agent):
+    """An agent that begins with the uniform candidate and, given a table, the best by it; then it proposes its own.
+
+    Attributes:
+        table: losses by group and level, None where there is none.
+        warm: what comes first.
+        tried: candidates told so far, whatever became of them.
+        complete: score and candidate of the complete trials, in their order.
+    """
+
+    def __init__(self, space: Space, budget: Budget, *, seed: int, table: Table | None = None) -> None:
+        super().__init__(space, budget, seed=seed)
+        self.table = given(table, space)
+        self.tried: set[Candidate] = set()
+        self.complete: list[tuple[float, Candidate]] = []
+        self.warm = [self.uniform()]
+        if self.table is not None:
+            best = next(iter(KBest(space, check_budget(space, budget), self.table, max_nodes=_MAX_NODES)))
+            if best not in self.warm:
+                self.warm.append(best)
+
+    def ask(self, number: int) -> Candidate:
+        done = len(self.trials)
+        return self.warm[done] if done < len(self.warm) else self.propose(number)
+
+    def tell(self, trial: Trial) -> None:
+        super().tell(trial)
+        self.tried.add(trial.candidate)
+        if trial.state == "complete" and trial.score is not None:
+            self.complete.append((trial.score, trial.candidate))
+
+    @abstractmethod
+    def propose(self, number: int) -> Candidate:
+        """Return the agent's own candidate for trial `number`, after the warm start."""
+
+    def untried(self, draw: Callable[[], Candidate], rng: np.random.Generator) -> Candidate:
+        """Return the first draw that was not tried yet; after a few, what exchanges lead to from the last one."""
+        candidate = draw()
+        for attempt in range(2 * _REDRAWS):
+            if candidate not in self.tried:
+                break
+            candidate = draw() if attempt < _REDRAWS else self.exchanged(candidate, rng)
+        return candidate
+
+    def exchanged(self, candidate: Candidate, rng: np.random.Generator, scale: float = 0.3) -> Candidate:
+        """Return a neighbour: one group's keep ratio higher, another's lower, the rest shifted to meet the budget.
+
+        The changes are drawn from (0, `scale`], small ones more often; they grow until the projection is another
+        candidate than this one, or a few draws have failed (a space may have one candidate only).
+        """
+        num_groups = len(self.space.groups)
+        for widen in range(1, 9):
+            wishes = ratios(self.space, candidate)
+            up, down = rng.integers(num_groups, size=2)
+            rise, fall = widen * scale * rng.random(2) ** 2
+            wishes[up] += rise
+            wishes[down] -= fall
+            neighbour = self.project(np.clip(wishes, 0, 1))
+            if neighbour != candidate:
+                break
+        return neighbour
