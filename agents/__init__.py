@@ -23,6 +23,12 @@ from autoprune.search_spaces.projection import Space
 __all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "trial_rng"]
 
 AGENTS: dict[str, str] = {
+    "annealing": "autoprune.agents.annealing:AnnealingAgent",
+    "bnb": "autoprune.agents.bnb:BnBAgent",
+    "evolution": "autoprune.agents.evolution:EvolutionAgent",
+    "gp": "autoprune.agents.gp:GPAgent",
+    "greedy": "autoprune.agents.greedy:GreedyAgent",
+    "kl": "autoprune.agents.kl:KLAgent",
     "random": "autoprune.agents.random:RandomAgent",
     "tpe": "autoprune.agents.tpe:TPEAgent",
     "uniform": "autoprune.agents.uniform:UniformAgent",
