@@ -73,10 +73,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", type=float, default=0.5)
     parser.add_argument("--agents", nargs="*", default=list(AGENTS), choices=list(AGENTS))
+    parser.add_argument("--couplings", type=float, nargs="*", default=[0.0, 1.0], help="0: separable")
     parser.add_argument("--trials", type=int, default=AT[-1])
     arguments = parser.parse_args()
     print(f"regret after {AT} trials, mean ± standard deviation over {arguments.seeds} problems; CPU seconds of a run")
-    for coupling in (0.0, 1.0):
+    for coupling in arguments.couplings:
         problems = [Problem(seed, coupling) for seed in range(arguments.seeds)]
         optima = [problem.optimum() for problem in problems]
         for name in arguments.agents:
