@@ -19,6 +19,7 @@ class TestGPAgent(AgentContract):
     num_trials = 14
 
 
+@pytest.mark.slow
 def test_learns_which_groups_matter() -> None:
     space, budget = chain_space([32] * 12, step=2), Budget.parse("macs=0.25x")
     gp, tpe = (mean_best_loss(name, space, budget, hard_table(space), trials=40) for name in ("gp", "tpe"))

@@ -16,6 +16,7 @@ from tests.fakes import chain_space, tiny_space
 
 class TestKLAgent(AgentContract):
     name = "kl"
+    options = {"sweeps": 10}  # noqa: RUF012
 
 
 @pytest.mark.parametrize("budget", ["macs=0.5x", "macs=0.4x,params=0.3x", "macs=1x"])
