@@ -368,7 +368,7 @@ def test_a_measurement_that_is_interrupted_goes_on_and_ends_the_same(fresh: Path
     assert line == f"{before} candidates measured: no verdict yet. {missing}"
     report = proxy(fresh, candidates=5, **GIVEN)
     assert stored(fresh) == stored(whole)
-    assert [path.name for path in (fresh / FILE.parent).iterdir()] == ["proxy.json"]
+    assert not [path.name for path in (fresh / FILE.parent).iterdir() if path.name.startswith(".")]
     again, text = read_report(whole, stored(whole)["fingerprints"])
     assert again is not None
     assert again.verdict == report.verdict == text
