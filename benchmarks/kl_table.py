@@ -5,9 +5,10 @@
 
 Fashion-MNIST, the residual net of `autoprune.nets`, trained for 3 epochs and kept in --work, or --weights. For every
 rung: processor seconds of the full table, as a multiple of one pass of the dense network over the search split; the
-same with levels chosen by an estimate ("auto") or evenly spread, as many, and their error; and the predicted against
-the measured KL of random candidates at four shares of the MACs. With --reuse, the seconds that shared activations save
-for a larger network (ResNet-18 at 64 x 64, random weights), where no bit may differ.
+same with levels chosen by an estimate ("auto") or evenly spread, as many, and their error; the predicted against the
+measured KL of random candidates at four shares of the MACs; then the candidate that the table thinks best. With
+--reuse, the seconds that shared activations save for a larger network (ResNet-18 at 64 x 64, random weights), where no
+bit may differ.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import torch
 from scipy.stats import spearmanr
 
 from autoprune.agents import make_agent
+from autoprune.agents.table import Table
 from autoprune.data import load_data
 from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
+from autoprune.importance import collect, reads_data
 from autoprune.kl_table import KLTable, bends, spread
 from autoprune.models import ModelSource
 from autoprune.profiling import MEMORY, Meter, measure_table
@@ -54,6 +57,8 @@ def main() -> None:
         print(train_dense(ModelSource(SPEC), DATA, weights, settings={"epochs": 3, "lr": 0.1}, progress=RichProgress()))
     data = load_data(DATA)
     space = trace(ModelSource(SPEC, weights=str(weights)).build(), data.example())
+    if reads_data(options.importance):
+        collect(space, options.importance, data, num_samples=options.samples)
     for rung in options.rungs:
         evaluator = Evaluator(
             space, data, recovery=rung, importance=options.importance, calibration_samples=options.calibration_samples
@@ -105,6 +110,26 @@ def cost_and_truth(evaluator: Evaluator, space: SearchSpace, epoch: float, optio
             + " |",
             flush=True,
         )
+    optimum(evaluator, space, full, meter, options.candidates)
+
+
+def optimum(evaluator: Evaluator, space: SearchSpace, full: KLTable, meter: Meter, num_random: int) -> None:
+    """Print what the table's own best candidate is worth, against uniform ratios and the best of random candidates."""
+    table = Table.measured(full.raw)
+    print("\n| MACs | candidate | predicted KL | true KL | accuracy, search split |\n" + "|---" * 5 + "|")
+    for share in SHARES:
+        budget = Budget.parse(f"macs={share}x")
+        drawn = make_agent("random", space, budget, seed=0)
+        random = [drawn.ask(number) for number in range(num_random)]
+        chosen = {
+            "best by the table": make_agent("bnb", space, budget, seed=0, table=table).ask(0),
+            "uniform": make_agent("uniform", space, budget, seed=0).ask(0),
+            f"best of {num_random} random": max(random, key=evaluator.evaluate),
+        }
+        for name, candidate in chosen.items():
+            (true,), (predicted,) = meter.measure([candidate]), full.predict([candidate])
+            score = evaluator.evaluate(candidate)
+            print(f"| {share:g}x | {name} | {predicted:.3f} | {true:.3f} | {100 * score:.2f} |", flush=True)
 
 
 def reuse() -> None:

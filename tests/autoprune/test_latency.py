@@ -93,7 +93,7 @@ def test_a_latency_budget_is_projected_with_the_table() -> None:
     space = space_of("plain")
     space.add_cost("latency", table_of(space).predictor(space))
     dense, smallest = (space.cost("latency", [c])[0] for c in (space.dense, space.smallest))
-    limit = (dense + smallest) / 2
+    limit = (dense + smallest) / 2 + 1e-6  # on a busy machine both may be the same; the text below is rounded
     candidate = space.project([1.0] * len(space.groups), Budget.parse(f"latency={limit:.9f}ms"))
     assert space.cost("latency", [candidate])[0] <= limit
 
