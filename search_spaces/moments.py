@@ -35,8 +35,8 @@ class Moments:
     """Of the inputs of one layer, averaged over all places of all samples.
 
     Attributes:
-        second: [g, I, I], not centred; float64.
-        mean: [g, I].
+        second: [g, I, I], not centred; float32, since wide layers have many.
+        mean: [g, I]; float64.
     """
 
     layer: Layer
@@ -53,11 +53,11 @@ class _Sums(LayerWatch):
         x = call.channels().float()
         if not 1 < x.shape[2] <= MAX_INPUTS:
             return call.run()
-        second = (x.transpose(1, 2) @ x).double()  # products in float32: they are rounded far below the ridge
+        second = x.transpose(1, 2) @ x  # rounded far below the ridge that solvers add
         mean, count = x.sum(1, dtype=torch.float64), x.shape[1]
         before = self.found.get(call.layer.name)
         if before is not None:
-            second, mean, count = second + before[1], mean + before[2], count + before[3]
+            second, mean, count = second.add_(before[1]), mean + before[2], count + before[3]
         self.found[call.layer.name] = (call.layer, second, mean, count)
         return call.run()
 

@@ -59,9 +59,10 @@ def _folded(moment: Moments, weight: Tensor, inputs: IntArray, ridge: float, *, 
     k = torch.as_tensor(inputs, device=weight.device)
     cut = np.setdiff1d(np.arange(second.shape[-1]), inputs)
     p = torch.as_tensor(cut, device=weight.device)
+    s_kk, s_kp = second[:, k][:, :, k].double(), second[:, k][:, :, p].double()
     if centred:
-        second = second - mean.unsqueeze(-1) * mean.unsqueeze(-2)
-    s_kk, s_kp = second[:, k][:, :, k], second[:, k][:, :, p]
+        s_kk -= mean[:, k].unsqueeze(-1) * mean[:, k].unsqueeze(-2)
+        s_kp -= mean[:, k].unsqueeze(-1) * mean[:, p].unsqueeze(-2)
     diagonal = s_kk.diagonal(dim1=-2, dim2=-1)
     diagonal += ridge * diagonal.mean(-1, keepdim=True).clamp(min=1e-12)
     b = torch.linalg.solve(s_kk, s_kp)  # [g, K, P]

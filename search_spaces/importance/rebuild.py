@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -47,22 +48,36 @@ class Rebuild(Criterion):
         """Place in the order, from 0. One forward pass a batch."""
         moments = collect_moments(space, (inputs for inputs, _ in batches))
         weights = named_tensors(space.model)
-        layers = {name: list(_parts(moment, weights[name])) for name, moment in moments.items()}
+        reads = [
+            {name: unit for name, moment in moments.items() if (unit := _units(space, index, moment)) is not None}
+            for index in range(len(space.groups))
+        ]
+        left = Counter(name for names in reads for name in names)
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {}  # inverses of wide layers are large: none longer than needed
         found: list[FloatArray | None] = []
-        for index, group in enumerate(space.groups):
+        for group, names in zip(space.groups, reads, strict=True):
             readers = []
-            for name, moment in moments.items():
-                unit = space.unit_positions(name, moment.layer.in_dim, index)
-                if len(unit) == moment.second.shape[-1] and (unit >= 0).any():
-                    readers += [_Reader(*part, unit, group.num_units) for part in layers[name]]
+            for name, unit in names.items():
+                if name not in parts:
+                    parts[name] = list(_parts(moments[name], weights[name]))
+                readers += [_Reader(*part, unit, group.num_units) for part in parts[name]]
+                left[name] -= 1
+                if not left[name]:
+                    del parts[name]
             found.append(_order(readers, group.num_units) if readers else None)
         return instead(space, self.name, found, "no layer that sums over them reads them")
 
 
+def _units(space: SearchSpace, index: int, moment: Moments) -> IntArray | None:
+    """Unit of group `index` at every input of a layer; None where the layer reads none of them."""
+    unit = space.unit_positions(moment.layer.name, moment.layer.in_dim, index)
+    return unit if len(unit) == moment.second.shape[-1] and (unit >= 0).any() else None
+
+
 def _parts(moment: Moments, weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [rows, I], scaled to outputs of mean square 1, and inverse second moments [I, I] of a layer's groups."""
-    matrix = moment.layer.matrix(weight.detach()).to(moment.second)  # [g, O, I, k]
-    for rows, second in zip(matrix.movedim(2, 3).flatten(1, 2), moment.second, strict=True):
+    matrix = moment.layer.matrix(weight.detach()).double()  # [g, O, I, k]
+    for rows, second in zip(matrix.movedim(2, 3).flatten(1, 2), moment.second.double(), strict=True):
         scale = ((rows @ second) * rows).sum().clamp(min=1e-30)
         ridge = _RIDGE * second.diagonal().mean().clamp(min=1e-30)
         yield rows / scale.sqrt(), torch.linalg.inv(second + ridge * torch.eye(len(second)).to(second))

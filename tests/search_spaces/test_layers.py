@@ -128,7 +128,7 @@ def test_moments_are_those_of_the_inputs_over_all_batches() -> None:
         inputs = model[0](images)
     for half in range(2):
         x = inputs[:, 6 * half : 6 * half + 6].movedim(1, -1).reshape(-1, 6).double()
-        torch.testing.assert_close(moments["1.weight"].second[half], x.T @ x / len(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments["1.weight"].second[half].double(), x.T @ x / len(x), rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(moments["1.weight"].mean[half], x.mean(0), rtol=1e-5, atol=1e-6)
     assert set(moments) == {"0.0.weight", "1.weight", "4.weight"}
 
