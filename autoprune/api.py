@@ -125,7 +125,8 @@ def search(
             is for final numbers only.
         example_inputs: what the model is traced and its latency measured with: a tensor, a tuple of positional or a
             dict of keyword arguments. None takes `latency_batch` samples of the training data.
-        agent: who proposes: ``auto``, ``tpe``, ``random``, ``uniform``; `agent_options` are its own.
+        agent: who proposes: ``auto`` (``tpe``), or another of `autoprune.agents.AGENTS` (docs/agents.md has a card for
+            each); `agent_options` are its own.
         trials: how many candidates to evaluate.
         seed: of everything random; the same seed gives the same trials.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8, 0.6)`` for a front of several sizes.

@@ -84,7 +84,12 @@ NewRun = Annotated[
     Path,
     typer.Option(help="Run folder to make.", rich_help_panel=RESULT, show_default=False),
 ]
-Agent = Annotated[str, typer.Option(help="Who proposes: tpe, random, uniform.", rich_help_panel=SEARCH)]
+Agent = Annotated[
+    str,
+    typer.Option(
+        help="Who proposes: tpe, gp, greedy, annealing, evolution, bnb, kl, random, uniform.", rich_help_panel=SEARCH
+    ),
+]
 AgentArg = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Setting of the agent; repeatable.", rich_help_panel=SEARCH),

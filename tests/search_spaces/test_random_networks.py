@@ -332,7 +332,8 @@ def check(recipe: Recipe, head: int, seed: int) -> SearchSpace | None:
 
 @given(st.lists(steps, min_size=1, max_size=7), st.integers(0, 2), st.integers(0, 2**16))
 def test_random_networks(recipe: Recipe, head: int, seed: int) -> None:
-    check(recipe, head, seed)
+    space = check(recipe, head, seed)  # asserts what must hold for every one of them
+    assert space is None or space.groups
 
 
 def test_most_random_networks_can_be_cut() -> None:
