@@ -189,14 +189,15 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
             hoverinfo="skip",
             showlegend=False,
         )
-    # The number stands in the marker of the finished model: fine-tuned where it was, else as pruned.
+    # The number stands in the marker of the finished model: fine-tuned where it was, else as pruned or repaired.
+    untrained = "pruned" if all(p.repaired is None for p in points) else "repaired"
     figure.add_scatter(
-        name="pruned",
+        name=untrained,
         x=xs,
         y=before,
         text=[name if after is None else "" for name, after in zip(names, tuned, strict=True)],
         hovertext=[
-            _point_hover(n, cost, p, untrained_score(p), score, "pruned")
+            _point_hover(n, cost, p, untrained_score(p), score, untrained)
             for n, (_, p, _) in zip(names, placed, strict=True)
         ],
         mode="markers+text",
