@@ -94,6 +94,13 @@ AgentArg = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Setting of the agent; repeatable.", rich_help_panel=SEARCH),
 ]
+Prior = Annotated[
+    str,
+    typer.Option(
+        help="kl: measure before the first trial how much cuts of each group alone hurt, for the agent; off: do not.",
+        rich_help_panel=SEARCH,
+    ),
+]
 Trials = Annotated[int, typer.Option(help="Candidates to evaluate.", rich_help_panel=SEARCH)]
 Seed = Annotated[
     int,

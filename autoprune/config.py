@@ -29,6 +29,8 @@ FORMAT = 1
 
 FILE = "config.toml"
 
+PRIORS = ("kl", "off")
+
 FROM_PYTHON = "python"
 """Stands for a scoring function that was handed over in Python."""
 
@@ -37,7 +39,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "run": ("format", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
-    "search": ("budget", "agent", "agent_options", "trials", "seed", "sweep"),
+    "search": ("budget", "agent", "agent_options", "prior", "trials", "seed", "sweep"),
     "score": ("score", "importance", "importance_samples", "recovery", "calibration_samples", "precision", "bounds"),
     "latency": ("latency_batch", "latency_threads", "latency_repeats"),
     "result": ("points", "finetune", "formats"),
@@ -59,6 +61,7 @@ class SearchConfig:
         data: name of a data set or ``package.module:function``; None for loaders from Python.
         search_size: samples (int) or share (float) of the training data that make the search split; None: default.
         agent: name of the agent; `agent_options` are its own settings.
+        prior: ``kl``, a table measured before the first trial for agents that take one, or ``off``.
         trials: planned number of trials, those already done included.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8)`` gives a front of several sizes.
         score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
@@ -87,6 +90,7 @@ class SearchConfig:
     batch_size: int = 128
     agent: str = "tpe"
     agent_options: dict[str, Any] = field(default_factory=dict)
+    prior: str = "kl"
     trials: int = 100
     seed: int = 0
     sweep: tuple[float, ...] = (1.0,)
@@ -122,6 +126,8 @@ class SearchConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+        if self.prior not in PRIORS:
+            raise unknown("prior", self.prior, PRIORS)
         if self.bounds not in BOUNDS:
             raise unknown("bounds", self.bounds, BOUNDS)
         if not self.sweep or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.sweep):
@@ -180,6 +186,7 @@ class SearchConfig:
         required = {item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING}
         for name in sorted(required - values.keys()):
             raise UserError(f"{path} lacks the setting {name!r}. Restore the file.")
+        values.setdefault("prior", "off")  # studies made before there was one began without
         try:
             return cls(**values)
         except UserError as error:

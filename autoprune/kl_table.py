@@ -39,7 +39,8 @@ class KLTable:
         levels: unit counts per group, ascending; the last is the dense one.
         measured: per group, level index -> divergence as measured; infinite where outputs are not finite.
         estimate: per group, a second-order estimate at every level, along which missing levels are interpolated; None
-            to interpolate along units.
+            to interpolate along units, between two positive values geometrically: losses rise about exponentially as
+            units go.
         settings: what was measured, how, and on what.
         fingerprint: digest of everything that the values depend on.
     """
@@ -157,7 +158,12 @@ class KLTable:
             span = axis if axis[high] > axis[low] else units
             share = (span[low:high] - span[low]) / (span[high] - span[low])
             start, end = known[low], known[high]
-            found[low:high] = start if math.isinf(start) or math.isinf(end) else start + (end - start) * share
+            if math.isinf(start) or math.isinf(end):
+                found[low:high] = start
+            elif span is units and min(start, end) > 0:
+                found[low:high] = start ** (1 - share) * end**share
+            else:
+                found[low:high] = start + (end - start) * share
             found[low] = start  # exactly
         return found
 

@@ -145,10 +145,10 @@ class Study:
             self._study.add_trial(frozen)
         self.trials.append(trial)
 
-    def plan(self, trials: int) -> None:
-        """Change the planned number of trials, durably."""
+    def change(self, **settings: Any) -> None:
+        """Change settings, such as the planned number of trials, durably."""
         assert self._lock is not None, "opened for reading only"
-        config = replace(self.config, trials=trials)
+        config = replace(self.config, **settings)
         config.write(self.path)
         self.config = config
 

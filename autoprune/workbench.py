@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.agents.table import Table
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data, data_from_loaders, load_data, to_device
 from autoprune.evaluate import SCORES, Evaluator
@@ -48,6 +49,7 @@ class Workbench:
         score: name or function by which candidates are scored.
         source: how the dense model is built again; None for a module from Python.
         table: predicts latency; None where no budget limits it.
+        prior: losses of cuts by group and level, for the agent; None where it has none.
     """
 
     config: SearchConfig
@@ -58,6 +60,7 @@ class Workbench:
     evaluator: Evaluator
     budget: Budget
     table: LatencyTable | None = None
+    prior: Table | None = None
 
 
 def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:

@@ -110,7 +110,7 @@ def test_same_subnet_is_evaluated_once(tmp_path: Path) -> None:
     Study.create(tmp_path / "r", config(2)).close()
     for planned in (2, 4):
         with Study.open(tmp_path / "r") as study:
-            study.plan(planned)
+            study.change(trials=planned)
             controller(study, counted, [Stubborn(SPACE.smallest)]).run()
             trials = study.trials
     assert evaluated == [SPACE.smallest]

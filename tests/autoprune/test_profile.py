@@ -79,11 +79,14 @@ def test_prediction_is_the_sum_over_groups() -> None:
 
 def test_levels_in_between() -> None:
     gap = math.nan
-    assert table([[4.0, gap, gap, 1.0]]).raw[0].tolist() == [4.0, 3.0, 2.0, 1.0, 0.0]
+    geometric = pytest.approx([4.0, 4 ** (2 / 3), 4 ** (1 / 3), 1.0, 0.0])
+    assert table([[4.0, gap, gap, 1.0]]).raw[0].tolist() == geometric
+    assert table([[4.0, gap, 1.0, gap]]).raw[0].tolist() == pytest.approx([4.0, 2.0, 1.0, 0.5, 0.0])
+    assert table([[1.0, gap, -0.5]]).raw[0].tolist() == pytest.approx([1.0, 0.25, -0.5, 0.0])
     along = table([[4.0, gap, gap, 1.0]], estimate=((10.0, 3.0, 2.0, 1.0, 0.0),)).raw[0]
     assert along.tolist() == pytest.approx([4.0, 1 + 3 * 2 / 9, 1 + 3 * 1 / 9, 1.0, 0.0])
     flat = table([[4.0, gap, gap, 1.0]], estimate=((0.0,) * 5,)).raw[0]
-    assert flat.tolist() == [4.0, 3.0, 2.0, 1.0, 0.0]
+    assert flat.tolist() == geometric
     with pytest.raises(ap.UserError, match="no values of 'g0' yet"):
         _ = table([[gap]]).raw
 

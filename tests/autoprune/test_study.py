@@ -215,7 +215,7 @@ def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_plan_is_durable(tmp_path: Path) -> None:
     fill(tmp_path / "r")
     with Study.open(tmp_path / "r") as study:
-        study.plan(90)
+        study.change(trials=90)
     assert Study.read(tmp_path / "r").config.trials == 90
 
 

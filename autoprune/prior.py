@@ -1,0 +1,65 @@
+"""The table of losses that agents start from: measured before the first trial, and the same for the whole study.
+
+A KL table of a few levels per group, `profile/prior.json`, written after every group. `autoprune profile` measures its
+own file, in as much detail as is asked for, and changes no proposal of a study that has begun.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from autoprune.agents import agent_class
+from autoprune.agents.table import Table
+from autoprune.config import SearchConfig
+from autoprune.controller import describe_error
+from autoprune.kl_table import KLTable
+from autoprune.profiling import measure_table
+from autoprune.progress import Progress
+from autoprune.search_spaces.errors import UserError
+from autoprune.study import Study
+from autoprune.workbench import Workbench
+
+PRIOR = Path("profile") / "prior.json"
+
+LEVELS, SAMPLES = 3, 512
+"""Levels per group and training samples: a table of all levels ranks hardly better (docs/kl-table.md)."""
+
+
+def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
+    """The workbench with the table for its agent, measured as far as the run folder does not hold it.
+
+    None is measured where the agent takes none, where the configuration says so, and where the model cannot be run cut
+    in one group; the configuration then keeps that there is none, so that a resumed study has none either.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not takes_prior(study.config):
+        return bench
+    path = study.path / PRIOR
+    try:
+        measured = measure_table(bench.evaluator, levels=LEVELS, samples=SAMPLES, path=path, progress=progress)
+    except Exception as error:  # the user's model runs in here; trials will say what is wrong with it
+        if isinstance(error, UserError) and path.is_file():
+            raise
+        reason = error if isinstance(error, UserError) else describe_error(error)
+        progress.say(f"The agent starts without a table of losses: {reason}")
+        study.change(prior="off")
+        return replace(bench, config=study.config)
+    return replace(bench, prior=as_table(measured))
+
+
+def takes_prior(config: SearchConfig) -> bool:
+    """Whether the agent of a study is given a table."""
+    taken = inspect.signature(agent_class(config.agent)).parameters
+    return config.prior == "kl" and "table" in taken
+
+
+def as_table(measured: KLTable) -> Table:
+    """What agents see of a KL table; where a cut gave infinite outputs, ten times the largest finite loss."""
+    finite = [value for values in measured.values for value in values if np.isfinite(value)]
+    return Table.measured(np.where(np.isinf(values), 10 * max(finite), values) for values in measured.values)
