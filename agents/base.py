@@ -30,6 +30,9 @@ class Trial:
         message: why it was cut or failed, or another remark.
         seconds: how long the evaluation took.
         evaluated: share of the search samples that were run for it, in [0, 1]; below 1 where it was cut.
+        pruning: by name, what cut it or saved its evaluation (docs/bounds.md lists them); None where nothing did.
+        audit: of a pruning that is not proved, where the evaluation went on all the same: whether it was right.
+        ruled_out: partial candidates that its agent has ruled out so far, by the name of the pruning.
 
     Raises:
         ValueError: state and score do not fit each other.
@@ -44,6 +47,9 @@ class Trial:
     message: str | None = None
     seconds: float = 0.0
     evaluated: float = 1.0
+    pruning: str | None = None
+    audit: bool | None = None
+    ruled_out: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.state not in ("complete", "cut", "failed"):
@@ -87,6 +93,11 @@ class Agent(ABC):
         self.budget = budget
         self.seed = seed
         self.trials: list[Trial] = []
+
+    @property
+    def ruled_out(self) -> dict[str, int]:
+        """How many partial candidates were ruled out before the latest proposal, by the name of the pruning."""
+        return {}
 
     @abstractmethod
     def ask(self, number: int) -> Candidate:

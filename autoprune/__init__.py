@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from autoprune.search_spaces import trace as trace
     from autoprune.search_spaces.budget import Budget as Budget
     from autoprune.search_spaces.errors import UserError as UserError
+    from autoprune.worst import WorstOf as WorstOf
 
 _HOMES = {
     "Budget": "autoprune.search_spaces.budget",
@@ -42,6 +43,7 @@ _HOMES = {
     "KLTable": "autoprune.kl_table",
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
+    "WorstOf": "autoprune.worst",
     "data_from_loaders": "autoprune.data",
     "export_point": "autoprune.points",
     "fine_tune": "autoprune.points",

@@ -37,10 +37,12 @@ from autoprune.models import ModelSource
 from autoprune.precision import device_of
 from autoprune.prior import with_prior
 from autoprune.progress import NO_PROGRESS, Progress
+from autoprune.races import Races, check_race
 from autoprune.scores import Score
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import check_budget
+from autoprune.statistical import AUDIT, ERROR
 from autoprune.study import Study, check_new
 from autoprune.tables import format_score
 from autoprune.workbench import (
@@ -106,6 +108,8 @@ def search(
     data_root: str | Path | None = None,
     precision: str = "auto",
     bounds: str = "exact",
+    error_rate: float = ERROR,
+    audit: float = AUDIT,
     device: str = "auto",
     latency_batch: int = 1,
     latency_threads: int = 1,
@@ -134,8 +138,8 @@ def search(
         trials: how many candidates to evaluate.
         seed: of everything random; the same seed gives the same trials.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8, 0.6)`` for a front of several sizes.
-        score: ``accuracy``, ``top5``, ``kl`` (no labels needed), or a function (model, batches) -> float, higher is
-            better.
+        score: ``accuracy``, ``top5``, ``worst_class_accuracy``, ``kl`` (no labels needed), a `WorstOf`, or a function
+            (model, batches) -> float, higher is better.
         importance: by which units are ranked: ``l1``, ``l2``, ``fpgm``, ``bn_scale``, ``apoz``, ``mean_activation``,
             ``hrank``, ``rebuild``, ``taylor``, ``fisher``, ``random`` (docs/importance.md has a card for each).
         importance_samples: training samples that a criterion reads, where it reads data; the scores are kept in the
@@ -147,8 +151,11 @@ def search(
         search_size: samples (or their share) carved from the training data for scoring.
         batch_size, data_root: of a data set given by name.
         precision: ``auto``, ``fp32`` or ``bf16``.
-        bounds: ``exact`` stops a candidate when it is certain that it cannot join the front, ``off`` never does
-            (docs/bounds.md). A scoring function of your own has no bound and is always evaluated in full.
+        bounds: ``exact`` stops a candidate when it is certain that it cannot join the front, ``statistical`` when that
+            is very likely, ``off`` never (docs/bounds.md). A scoring function of your own has no bound and is always
+            evaluated in full.
+        error_rate: of ``statistical``: the chance, at most, that a candidate as good as its incumbent is cut.
+        audit: share of the cuts without proof that are evaluated all the same, to measure how many are wrong.
         device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points to finish and export at most.
@@ -193,6 +200,8 @@ def search(
         calibration_samples=calibration_samples,
         precision=precision,
         bounds=bounds,
+        error_rate=error_rate,
+        audit=audit,
         latency_batch=latency_batch,
         latency_threads=latency_threads,
         latency_repeats=latency_repeats,
@@ -213,10 +222,12 @@ def search(
     )
     bench = _prepare(make_workbench(config, objects), importance_loss, progress)
     order = _order(bench, _seats(bench))
+    if config.bounds == "statistical":
+        check_race(bench.evaluator, order)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
     config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
     with Study.create(path, config, fill=lambda folder: _save_profile(bench, folder, order)) as study:
-        return _go_on(study, replace(bench, config=config), progress)
+        return _go_on(study, replace(bench, config=config), order, progress)
 
 
 def resume(
@@ -267,10 +278,10 @@ def resume(
                 _save_table(bench.table, study.path)
             else:
                 bench = use_table(bench, load_table(study.path))
-        _order(bench, _seats(bench), study.path)
+        order = _order(bench, _seats(bench), study.path)
         if trials is not None:
             study.change(trials=study.config.trials + trials)
-        return _go_on(study, replace(bench, config=study.config), progress)
+        return _go_on(study, replace(bench, config=study.config), order, progress)
 
 
 def _prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
@@ -297,16 +308,19 @@ def _prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workben
     return bench
 
 
-def _go_on(study: Study, bench: Workbench, progress: Progress) -> Result:
+def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress: Progress) -> Result:
     bench = with_prior(bench, study, progress)
-    exact = bench.config.bounds == "exact" and bench.evaluator.bounded
+    config, evaluator = bench.config, bench.evaluator
+    races = Races(evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit)
     trials = Controller(
         study=study,
         space=bench.space,
         seats=_seats(bench),
         budget=bench.budget,
-        evaluate=bench.evaluator.evaluate,
-        evaluate_above=bench.evaluator.evaluate_above if exact else None,
+        evaluate=evaluator.evaluate,
+        evaluate_above=evaluator.evaluate_above if config.bounds == "exact" and evaluator.bounded else None,
+        race=races if config.bounds == "statistical" else None,
+        audit=config.audit,
         progress=progress,
         label=lambda score: format_score(study.config.score, score),
     ).run()

@@ -22,6 +22,7 @@ Source: Knuth & Moore 1975, "An analysis of alpha-beta pruning"; dropping a mode
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,28 +30,29 @@ from pathlib import Path
 from autoprune.agents.base import Trial
 from autoprune.files import atomic_write, read_json
 from autoprune.search_spaces.errors import UserError
-from autoprune.search_spaces.types import Candidate
 
 ORDER = Path("profile") / "order.json"
 """Where a run folder keeps the order in which samples are evaluated."""
 
-BOUNDS = ("exact", "off")
-
-REASON = "exact bound: a trial that costs no more scores at least as well, whatever the remaining samples give."
-"""Message of a cut trial; the same for all, so that they are counted together."""
+BOUNDS = ("exact", "statistical", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """An evaluation that was stopped.
+    """An evaluation that was stopped, or would have been.
 
     Attributes:
         bound: the score is at most this.
-        evaluated: share of the samples that were run, in [0, 1).
+        evaluated: share of the samples that were run, in [0, 1].
+        pruning: by which of the `prunings`.
+        audit: None; or, where the evaluation went on to check the pruning, whether it was right. One that was wrong
+            was evaluated in full, and `bound` is its score.
     """
 
     bound: float
     evaluated: float
+    pruning: str = "alpha-beta"
+    audit: bool | None = None
 
 
 @dataclass(slots=True)
@@ -59,48 +61,44 @@ class Staircase:
 
     Attributes:
         costs: names of the study's objectives beside the score, all minimised.
+        tolerance: by what share a cost may be larger and still count as no more. Of whatever is cut, a trial is on the
+            front that scores at least as well and costs at most this share more; `math.inf` keeps only the winner, the
+            first of the best scores.
     """
 
     costs: Sequence[str]
-    _steps: list[tuple[float, tuple[float, ...]]] = field(default_factory=list)
+    tolerance: float = 0.0
+    _steps: list[Trial] = field(default_factory=list)
 
     def add(self, trial: Trial) -> None:
         """Take in a complete trial; others are ignored, since a bound is no score."""
         if trial.state != "complete" or trial.score is None:
             return
-        score, at = trial.score, self._at(trial.costs)
-        if any(other >= score and _no_more(where, at) for other, where in self._steps):
+        if any(_score(other) >= trial.score and self._no_more(other, trial.costs) for other in self._steps):
             return  # it lowers no candidate's chances further
-        kept = [(other, where) for other, where in self._steps if not (score >= other and _no_more(at, where))]
-        self._steps = [*kept, (score, at)]
+        kept = [t for t in self._steps if not (trial.score >= _score(t) and self._no_more(trial, t.costs))]
+        self._steps = [*kept, trial]
+
+    def incumbent(self, costs: Mapping[str, float]) -> Trial | None:
+        """The first of the trials that scored best at no more than `costs` in every objective; None where none did."""
+        return max(
+            (trial for trial in self._steps if self._no_more(trial, costs, self.tolerance)), key=_score, default=None
+        )
 
     def alpha(self, costs: Mapping[str, float]) -> float | None:
-        """Best score at no more than `costs` in every objective; None where nothing costs so little."""
-        at = self._at(costs)
-        return max((score for score, where in self._steps if _no_more(where, at)), default=None)
+        """The score of `incumbent`."""
+        found = self.incumbent(costs)
+        return None if found is None else found.score
 
-    def _at(self, costs: Mapping[str, float]) -> tuple[float, ...]:
-        return tuple(costs[name] for name in self.costs)
-
-
-def _no_more(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True))
+    def _no_more(self, trial: Trial, costs: Mapping[str, float], tolerance: float = 0.0) -> bool:
+        if math.isinf(tolerance):
+            return True
+        return all(trial.costs[name] <= costs[name] * (1 + tolerance) for name in self.costs)
 
 
-def describe_cuts(trials: Sequence[Trial]) -> str | None:
-    """``41 of 100 trials cut by exact bounds; 23 % of the samples evaluated``; None where none was cut.
-
-    The share is over the distinct subnets that were evaluated to the end or cut.
-    """
-    cut = sum(trial.state == "cut" for trial in trials)
-    if not cut:
-        return None
-    seen: dict[Candidate, float] = {}
-    for trial in trials:
-        if trial.state != "failed":
-            seen[trial.candidate] = max(seen.get(trial.candidate, 0.0), trial.evaluated)
-    share = sum(seen.values()) / len(seen)
-    return f"{cut} of {len(trials)} trials cut by exact bounds; {100 * share:.0f} % of the samples evaluated"
+def _score(trial: Trial) -> float:
+    assert trial.score is not None, "only complete trials are steps"
+    return trial.score
 
 
 def save_order(folder: Path, order: Sequence[int]) -> None:

@@ -119,7 +119,10 @@ Sweep = Annotated[
 ]
 Score = Annotated[
     str,
-    typer.Option(help="accuracy, top5, kl (needs no labels), or package.module:function.", rich_help_panel=SCORE),
+    typer.Option(
+        help="accuracy, top5, worst_class_accuracy, kl (needs no labels), or package.module:function.",
+        rich_help_panel=SCORE,
+    ),
 ]
 CRITERIA = ("l1", "l2", "fpgm", "bn_scale", "apoz", "mean_activation", "hrank", "rebuild", "taylor", "fisher", "random")
 """As in `autoprune.search_spaces.CRITERIA`, for which help need not wait."""
@@ -146,9 +149,18 @@ Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.", rich_help_pa
 Bounds = Annotated[
     str,
     typer.Option(
-        help="exact: stop a candidate when it is certain that it cannot join the front; off: never.",
+        help="When to stop a candidate: exact, once it is certain that it cannot join the front; statistical, once "
+        "that is very likely; off, never.",
         rich_help_panel=SCORE,
     ),
+]
+ErrorRate = Annotated[
+    float,
+    typer.Option(help="Of statistical bounds: chance, at most, that a good candidate is cut.", rich_help_panel=SCORE),
+]
+Audit = Annotated[
+    float,
+    typer.Option(help="Share of cuts without proof that are evaluated all the same.", rich_help_panel=SCORE),
 ]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]
 LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]

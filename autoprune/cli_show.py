@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from autoprune.agents.base import Trial
-from autoprune.bounds import describe_cuts
 from autoprune.finished import Finished
 from autoprune.front import front
 from autoprune.importance import describe_importance
 from autoprune.proxy_report import read_report
+from autoprune.prunings import describe_prunings
 from autoprune.search_spaces.budget import format_cost
 from autoprune.study import Study, objectives
 from autoprune.tables import COST_NAMES, best_index, format_score, front_table
@@ -39,9 +39,8 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     say(console, f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
     say(console, f"Recovery of trials: {config.describe_recovery()}.")
     say(console, f"Trials: {outcome(study)}.")
-    cuts = describe_cuts(study.trials)
-    if cuts is not None:
-        say(console, f"Bounds: {cuts}.")
+    for line in describe_prunings(study.trials):
+        say(console, f"Pruned: {line}.")
     for reason, count in reasons(study.trials):
         say(console, f"  {count} × {reason}")
     _, proxies = read_report(run, config.fingerprints)
@@ -112,8 +111,8 @@ def trial_table(trials: list[Trial], score: str) -> Table:
     for trial in trials:
         table.add_row(
             str(trial.number),
-            trial.state,
-            ("≤ " if trial.state == "cut" else "") + format_score(score, trial.score),
+            trial.state if trial.pruning is None else f"{trial.state} ({trial.pruning})",
+            ("≤ " if trial.state == "cut" and trial.score is not None else "") + format_score(score, trial.score),
             *(format_cost(name, trial.costs[name]) if name in trial.costs else "–" for name in names),
             f"{trial.share:g}",
             trial.message or "",
@@ -125,7 +124,7 @@ def outcome(study: Study) -> str:
     """``57 of 60: 50 complete (3 of them repeated), 2 failed``."""
     states = Counter(trial.state for trial in study.trials)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    repeated = sum(trial.state == "complete" and trial.message is not None for trial in study.trials)
+    repeated = sum(trial.state == "complete" and trial.pruning == "subproblem" for trial in study.trials)
     again = f", {repeated} of them a subnet seen before" if repeated else ""
     return f"{len(study.trials)} of {study.config.trials}" + (f": {counts}{again}" if counts else "")
 

@@ -18,6 +18,7 @@ import tomli_w
 from autoprune.bounds import BOUNDS
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.statistical import AUDIT, ERROR
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -40,7 +41,17 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "agent", "agent_options", "prior", "trials", "seed", "sweep"),
-    "score": ("score", "importance", "importance_samples", "recovery", "calibration_samples", "precision", "bounds"),
+    "score": (
+        "score",
+        "importance",
+        "importance_samples",
+        "recovery",
+        "calibration_samples",
+        "precision",
+        "bounds",
+        "error_rate",
+        "audit",
+    ),
     "latency": ("latency_batch", "latency_threads", "latency_repeats"),
     "result": ("points", "finetune", "formats"),
 }
@@ -69,7 +80,10 @@ class SearchConfig:
         importance_samples: training samples that it reads, where it reads data.
         recovery: what is done to a cut network before it is scored, see `recovery.ladder.RUNGS`.
         calibration_samples: training samples that recovery reads.
-        bounds: ``exact`` stops candidates that cannot join the front any more, ``off`` evaluates all in full.
+        bounds: ``exact`` stops candidates that cannot join the front any more, ``statistical`` also those that very
+            likely cannot, ``off`` evaluates all in full.
+        error_rate: of a statistical bound: the chance, at most, that a candidate is cut which should not be.
+        audit: share of the cuts without proof that are evaluated all the same, to see how many are wrong.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
@@ -101,6 +115,8 @@ class SearchConfig:
     calibration_samples: int = 2000
     precision: str = "auto"
     bounds: str = "exact"
+    error_rate: float = ERROR
+    audit: float = AUDIT
     latency_batch: int = 1
     latency_threads: int = 1
     latency_repeats: int = 30
@@ -130,6 +146,10 @@ class SearchConfig:
             raise unknown("prior", self.prior, PRIORS)
         if self.bounds not in BOUNDS:
             raise unknown("bounds", self.bounds, BOUNDS)
+        if not 0 < self.error_rate < 1:
+            raise UserError(f"`0 < error_rate < 1` must hold, but got {self.error_rate!r}. Write 5 % as 0.05.")
+        if not 0 <= self.audit <= 1:
+            raise UserError(f"`0 <= audit <= 1` must hold, but got {self.audit!r}. Write 10 % as 0.1.")
         if not self.sweep or not all(isinstance(share, int | float) and 0 < share <= 1 for share in self.sweep):
             raise UserError(f"`sweep` must hold shares of the budget above 0 and at most 1, but got {self.sweep!r}.")
 

@@ -6,7 +6,8 @@ the recorded trials again, in order, and ask for the next number.
 
 With `evaluate_above`, a candidate is stopped when it is certain that it cannot join the front of the whole study (see
 `bounds`). Of the candidates that are proposed, the same ones make the front; but an agent that learns is told a bound
-where it would have been told a score, and may propose others.
+where it would have been told a score, and may propose others. `race` and `predict` cut more, without proof; what they
+would have cut is evaluated now and then all the same, and says how often they are wrong (see `prunings`).
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from autoprune.agents.base import Agent, State, Trial
-from autoprune.bounds import REASON, Cut, Staircase
+from autoprune.agents.base import Agent, Trial
+from autoprune.bounds import Cut, Staircase
+from autoprune.heuristic import Heuristic
 from autoprune.progress import NO_PROGRESS, Progress
+from autoprune.prunings import REASONS, is_audited
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
+from autoprune.statistical import AUDIT
 from autoprune.study import Study, objectives
 
 MAX_FAILURES = 3
@@ -61,6 +65,10 @@ class Controller:
         budget: the whole budget; seat i proposes within ``budget.scaled(seats[i].share)``.
         evaluate: candidate -> score, higher is better; deterministic in the candidate.
         evaluate_above: (candidate, alpha) -> the same score, or a `Cut` where it is at most alpha; None cuts nothing.
+        race: (number, candidate, incumbent or None) -> the score, or a `Cut`: takes the place of both, see `races`.
+        predict: candidate -> predicted loss; where given, candidates are skipped by it, see `heuristic`.
+        audit: share of the candidates to be skipped that are evaluated all the same.
+        tolerance: see `bounds.Staircase`; `math.inf` where only the best score counts, at whatever cost.
         progress: where the search reports to.
         label: how a score reads in the progress line.
     """
@@ -71,6 +79,10 @@ class Controller:
     budget: Budget
     evaluate: Callable[[Candidate], float]
     evaluate_above: Callable[[Candidate, float], float | Cut] | None = None
+    race: Callable[[int, Candidate, Trial | None], float | Cut] | None = None
+    predict: Callable[[Candidate], float] | None = None
+    audit: float = AUDIT
+    tolerance: float = 0.0
     progress: Progress = NO_PROGRESS
     label: Callable[[float], str] = "{:.4g}".format
 
@@ -83,10 +95,17 @@ class Controller:
         """
         trials = self.study.trials
         known: dict[Candidate, Trial] = {}  # what is known of a candidate: its score, else its latest bound
-        staircase = Staircase(objectives(self.study.config.budget)[1:])
-        for trial in trials:
+        staircase = Staircase(objectives(self.study.config.budget)[1:], self.tolerance)
+        heuristic = None if self.predict is None else Heuristic(self.predict)
+
+        def learn(trial: Trial) -> None:
             _learn(known, trial)
             staircase.add(trial)
+            if heuristic is not None:
+                heuristic.learn(trial)
+
+        for trial in trials:
+            learn(trial)
             self._seat(trial.number).agent.tell(trial)
         best = max((t.score for t in trials if t.state == "complete" and t.score is not None), default=None)
         streak: list[str] = []  # kinds of the failures since the last success, all the same
@@ -97,8 +116,9 @@ class Controller:
                 seat = self._seat(number)
                 candidate = seat.agent.ask(number)
                 costs = self._check(candidate, seat)
-                alpha = None if self.evaluate_above is None else staircase.alpha(costs)
-                trial, kind = self._try(number, candidate, costs, seat.share, known.get(candidate), alpha)
+                trial, kind = self._try(
+                    number, candidate, costs, seat, known.get(candidate), staircase.incumbent(costs), heuristic
+                )
                 self.study.append(trial, self.space.keep_ratios(candidate))
                 seat.agent.tell(trial)
                 if trial.state == "failed":
@@ -111,8 +131,7 @@ class Controller:
                         )
                 else:
                     streak = []
-                    _learn(known, trial)
-                    staircase.add(trial)
+                    learn(trial)
                     if trial.state == "complete" and trial.score is not None and (best is None or trial.score > best):
                         best = trial.score
                 task.advance(note="" if best is None else f"best {self.label(best)}")
@@ -139,48 +158,72 @@ class Controller:
         number: int,
         candidate: Candidate,
         costs: dict[str, float],
-        share: float,
+        seat: Seat,
         twin: Trial | None,
-        alpha: float | None,
+        incumbent: Trial | None,
+        heuristic: Heuristic | None,
     ) -> tuple[Trial, str]:
         """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
         start = time.perf_counter()
-        found: float | Cut | None = None
-        message: str | None = None
         kind = ""
-        evaluated = 1.0
-        if twin is not None and twin.score is not None and _settles(twin, alpha):
-            found, evaluated = twin.score if twin.state == "complete" else Cut(twin.score, 0.0), 0.0
-            message = f"same subnet as trial {twin.number}"
+        if twin is not None and _settles(twin, incumbent):
+            became = _settled(twin)
         else:
             try:
-                if self.evaluate_above is None or alpha is None:
-                    found = float(self.evaluate(candidate))
-                else:
-                    found = self.evaluate_above(candidate, alpha)
+                became = self._judge(number, candidate, incumbent, heuristic)
             except UserError:
                 raise
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
-                message, kind = describe_error(error), type(error).__name__
-            if isinstance(found, float) and found != found:
-                found, message, kind = None, "the score is NaN.", "nan"
-        state: State = "complete"
-        if isinstance(found, Cut):
-            state, message, evaluated = "cut", REASON, found.evaluated
+                became, kind = {"state": "failed", "message": describe_error(error)}, type(error).__name__
+            if became.get("score", 0.0) != became.get("score", 0.0):
+                became, kind = {"state": "failed", "message": "the score is NaN."}, "nan"
         trial = Trial(
             number=number,
             candidate=candidate,
-            state="failed" if found is None else state,
-            score=found.bound if isinstance(found, Cut) else found,
             costs=costs,
-            share=share,
-            message=message,
+            share=seat.share,
             seconds=time.perf_counter() - start,
-            evaluated=evaluated,
+            ruled_out=dict(seat.agent.ruled_out),
+            **{"score": None, **became},
         )
         return trial, kind
+
+    def _judge(
+        self, number: int, candidate: Candidate, incumbent: Trial | None, heuristic: Heuristic | None
+    ) -> dict[str, Any]:
+        """Skip a candidate, or evaluate it as far as needed; return what its trial says of that."""
+        hopeless = heuristic is not None and incumbent is not None and heuristic.skips(candidate, incumbent)
+        if hopeless and not is_audited(self.study.config.seed, number, self.audit):
+            return {"state": "cut", "evaluated": 0.0, "pruning": "heuristic", "message": REASONS["heuristic"]}
+        found = self._evaluate(number, candidate, incumbent)
+        if not isinstance(found, Cut):
+            became: dict[str, Any] = {"state": "complete", "score": found}
+        else:
+            became = {
+                "state": "complete" if found.audit is False else "cut",
+                "score": found.bound,
+                "evaluated": found.evaluated,
+                "pruning": found.pruning,
+                "audit": found.audit,
+                "message": REASONS[found.pruning],
+            }
+        if hopeless:
+            assert incumbent is not None
+            assert incumbent.score is not None
+            right = became["state"] == "cut" or became["score"] <= incumbent.score
+            became |= {"pruning": "heuristic", "audit": right, "message": REASONS["heuristic"]}
+        if became.get("audit") is not None:
+            became["message"] += " Audited: that was " + ("right." if became["audit"] else "wrong.")
+        return became
+
+    def _evaluate(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
+        if self.race is not None:
+            return self.race(number, candidate, incumbent)
+        if self.evaluate_above is None or incumbent is None or incumbent.score is None:
+            return float(self.evaluate(candidate))
+        return self.evaluate_above(candidate, incumbent.score)
 
 
 def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
@@ -192,12 +235,27 @@ def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
         known[trial.candidate] = trial
 
 
-def _settles(twin: Trial, alpha: float | None) -> bool:
+def _settles(twin: Trial, incumbent: Trial | None) -> bool:
     """Whether what is known of a candidate makes its evaluation needless: a score does, a bound if it is low enough.
 
-    A bound that cut it once does so again, unless predicted latencies were measured anew in between.
+    A bound that cut it once does so again, unless predicted latencies were measured anew in between. A race that was
+    lost is not run again, which would double the chance of an error: since then incumbents only got better.
     """
-    return twin.state == "complete" or (alpha is not None and twin.score is not None and twin.score <= alpha)
+    if twin.state == "complete" or twin.pruning == "statistical":
+        return True
+    return incumbent is not None and incumbent.score is not None and (twin.score or 0.0) <= incumbent.score
+
+
+def _settled(twin: Trial) -> dict[str, Any]:
+    """What a trial says that takes over the outcome of an earlier one."""
+    known = twin.state == "complete"
+    return {
+        "state": twin.state,
+        "score": twin.score,
+        "evaluated": 0.0,
+        "pruning": "subproblem",
+        "message": f"same subnet as trial {twin.number}" if known else REASONS["subproblem"],
+    }
 
 
 def describe_error(error: Exception) -> str:

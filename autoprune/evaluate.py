@@ -7,13 +7,13 @@ storage of what is not cut, but owns its BatchNorm statistics. The same candidat
 
 from __future__ import annotations
 
-import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,16 +24,17 @@ from autoprune.precision import autocast, device_of, resolve_precision
 from autoprune.recalibrate import NothingRecalibrated, own_statistics, recalibrate, tracking_layers
 from autoprune.recovery.ladder import RUNGS, Ladder
 from autoprune.running import EvaluationFailed, evaluation_mode, private_random
-from autoprune.scores import DivergenceFromDense, SampleScore, Score, TopK, accuracy, predictions, score_samples
+from autoprune.scores import DivergenceFromDense, SampleScore, Score, Test, TopK, accuracy, predictions, score_samples
 from autoprune.search_spaces import SearchSpace
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.search_spaces.types import Candidate
+from autoprune.search_spaces.types import Candidate, FloatArray
+from autoprune.worst import WORST_CLASS, WorstOf, WorstSlice, classes
 
 __all__ = ["SCORES", "EvaluationFailed", "Evaluator", "accuracy", "recalibrate"]
 
 T = TypeVar("T")
 
-SCORES = ("accuracy", "top5", "kl")
+SCORES = ("accuracy", "top5", "kl", WORST_CLASS)
 
 
 class Sliceable(Protocol):
@@ -51,9 +52,9 @@ class Evaluator:
     Args:
         space: slices the dense model.
         data: `calibration` gives the inputs of recovery, `search` the samples of the score.
-        score: "accuracy", "top5" (both in [0, 1]), "kl" (minus nats), or a function (model, batches) -> float, called
-            under `torch.no_grad` and the precision's autocast with the model in evaluation mode; it moves its batches
-            to the model's device itself. Higher is better.
+        score: "accuracy", "top5", "worst_class_accuracy" (in [0, 1]), "kl" (minus nats), a `WorstOf`, or a function
+            (model, batches) -> float, called under `torch.no_grad` and the precision's autocast with the model in
+            evaluation mode; it moves its batches to the model's device itself. Higher is better.
         importance: criterion by which units are kept.
         recovery: rung of the ladder that every candidate is put on, see `recovery.ladder.RUNGS`. None: "compensate",
             or "recalibrate" where what was cut is not known.
@@ -101,7 +102,7 @@ class Evaluator:
         self.recovery = recovery if calibration_samples else "slice"
         self.importance, self.calibration_samples, self.seed = importance, calibration_samples, seed
         self.precision = resolve_precision(precision, space.model)
-        self._function = score if callable(score) else None
+        self._function = score if callable(score) and not isinstance(score, WorstOf) else None
         self._samples_score = self._resolve(score)  # one of ours, over the split as it is
         self._ordered: tuple[SampleScore, OrderedBatches] | None = None
         self.score_name = score if isinstance(score, str) else getattr(score, "__qualname__", type(score).__name__)
@@ -113,7 +114,7 @@ class Evaluator:
                 data,
                 samples=calibration_samples,
                 importance=importance,
-                classifies=score in SCORES,
+                classifies=self._function is None,
                 precision=self.precision,
             )
         if self.recovery in RUNGS[2:] and not self.knows_the_cut:
@@ -138,6 +139,11 @@ class Evaluator:
     def bounded(self) -> bool:
         return self._samples_score is not None
 
+    @property
+    def averages(self) -> bool:
+        """Whether the score is a mean of losses of single samples."""
+        return self.bounded and not isinstance(self._samples_score, WorstSlice)
+
     @cached_property
     def score_dense(self) -> float:
         """Score of the dense model as it is: neither sliced nor recalibrated. On the split's own batches, always."""
@@ -158,15 +164,33 @@ class Evaluator:
         A score that is returned is the one that `evaluate` returns, bit for bit.
         """
         assert self._samples_score is not None, "a function of the user's has no bound"
-        highest = self._samples_score.value(0.0, self._total)
+        highest = self._samples_score.value([], self._total)
         if highest <= alpha:
-            return Cut(highest, 0.0)
+            return Cut(highest, 0.0, self._samples_score.pruning)
         model = self.network(candidate, share=True)
-        found = self._in_private(lambda: self._value(model, self._ordered, alpha))
-        if isinstance(found, Cut):
-            self._finite(found.bound)
-            return found
-        return self._finite(found)
+        return self._checked(self._in_private(lambda: self._value(model, self._ordered, alpha)))
+
+    def race(
+        self, candidate: Candidate, order: Sequence[int], alpha: float | None, test: Test | None
+    ) -> tuple[float | Cut, FloatArray]:
+        """As `evaluate_above`, in an order of its own, and given up where `test` says so; None: nothing cuts.
+
+        Returns:
+            What became of it, and the losses of the samples that were evaluated, in that order.
+        """
+        score, batches = self._in(order)
+        highest = score.value([], self._total)
+        if alpha is not None and highest <= alpha:
+            return Cut(highest, 0.0, score.pruning), np.zeros(0)
+        model = self.network(candidate, share=True)
+        losses: list[float] = []
+        total = None if alpha is None else self._total
+        found = self._in_private(
+            lambda: score_samples(
+                score, model, batches, self.precision, alpha=alpha, total=total, test=test, losses=losses
+            )
+        )
+        return self._checked(found), np.array(losses)
 
     def hardest_first(self, candidate: Candidate) -> list[int] | None:
         """Return the numbers of the search samples, those first that are hardest for the network of `candidate`.
@@ -187,7 +211,7 @@ class Evaluator:
             found = self._in_private(hardness)
         except EvaluationFailed:
             return None
-        order: list[int] = found.argsort(descending=True, stable=True).tolist()
+        order: list[int] = score.hardest_first(found).tolist()
         return order
 
     def use_order(self, order: Sequence[int]) -> None:
@@ -201,10 +225,7 @@ class Evaluator:
             raise UserError(
                 f"The order of {len(order):,} samples does not fit the search split, or it cannot be sorted."
             )
-        batches = OrderedBatches(held[0], order, held[1])
-        if isinstance(score, DivergenceFromDense):
-            score = self._in_private(functools.partial(score.in_order, batches))
-        self._ordered = score, batches
+        self._ordered = self._in(order)
 
     def subnet(self, candidate: Candidate) -> nn.Module:
         """Return the candidate's network, recovered, in evaluation mode, with storage of its own: what fine-tuning
@@ -270,11 +291,27 @@ class Evaluator:
             recalibrate(model, self._calibration, precision=self.precision)
         return model
 
+    def _in(self, order: Sequence[int]) -> tuple[SampleScore, OrderedBatches]:
+        """The score, and the split, in another order; it must be readable so."""
+        score, held = self._samples_score, self._held
+        assert score is not None
+        assert held is not None
+        batches = OrderedBatches(held[0], order, held[1])
+        return self._in_private(lambda: score.in_order(batches)), batches
+
+    def _checked(self, found: float | Cut) -> float | Cut:
+        self._finite(found.bound if isinstance(found, Cut) else found)
+        return found
+
     def _resolve(self, score: str | Score) -> SampleScore | None:
+        if isinstance(score, WorstOf):
+            return WorstSlice(score.slices)
         if callable(score):
             return None
         if score not in SCORES:
             raise unknown("score", score, SCORES)
+        if score == WORST_CLASS:
+            return WorstSlice(classes)
         if score == "kl":
             return DivergenceFromDense(self.space.model, self.precision)
         return TopK(5 if score == "top5" else 1)
@@ -300,8 +337,8 @@ class Evaluator:
         return score_samples(score, model, batches, self.precision, alpha=alpha, total=total)
 
     def _in_private(self, function: Callable[[], T]) -> T:
-        """Call `function` with random numbers of its own, after the dense network was run where it is needed."""
-        if isinstance(self._samples_score, DivergenceFromDense):
+        """Call `function` with random numbers of its own, after what must be known of the split was read."""
+        if self._samples_score is not None:
             with private_random(self._device, self.seed, 1):
                 self._samples_score.read(self.data.search)
         with private_random(self._device, self.seed, 1):

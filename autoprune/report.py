@@ -14,10 +14,10 @@ from typing import Any
 import plotly.offline
 
 from autoprune.agents.base import Trial
-from autoprune.bounds import describe_cuts
 from autoprune.files import atomic_write
 from autoprune.front import FrontPoint
 from autoprune.proxy_report import ProxyReport
+from autoprune.prunings import describe_prunings
 from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
 from autoprune.report_proxy import proxy_section
 from autoprune.report_sections import (
@@ -105,7 +105,7 @@ def write_report(
             figures_section([progress_figure(dense=dense, trials=trials, score=score, y_range=y_range)], "progress"),
         ),
         _section("Can the scores be trusted?", "", "" if proxies is None else proxy_section(proxies)),
-        _section("What each trial became", describe_cuts(trials) or "", outcomes_section(trials, score)),
+        _section("What each trial became", "; ".join(describe_prunings(trials)), outcomes_section(trials, score)),
         '<div class="columns">',
         _section("Configuration", "", pairs_section(config)),
         _section("Environment", "", pairs_section(environment or {})),

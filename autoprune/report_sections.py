@@ -112,8 +112,8 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
 
 def _trial_row(trial: Trial, outcome: str, costs: Sequence[str], score: str) -> str:
     cells = [
-        outcome,
-        ("≤ " if trial.state == "cut" else "") + format_score(score, trial.score),
+        outcome if trial.pruning in (None, "subproblem") else f"{outcome} ({trial.pruning})",
+        ("≤ " if trial.state == "cut" and trial.score is not None else "") + format_score(score, trial.score),
         *(format_cost(name, trial.costs[name]) if name in trial.costs else "–" for name in costs),
         f"{trial.share:g}",
         f"{trial.seconds:.2f}",

@@ -10,7 +10,7 @@ Shape letters: N samples in a batch, C classes; further dimensions (pixels) coun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any, Protocol, TypeAlias
 
@@ -51,14 +51,30 @@ def predictions(model: nn.Module, batches: Batches, precision: str) -> Generator
 
 
 class SampleScore(Protocol):
-    """A score that is a non-increasing function of a sum of losses >= 0, one for each sample: see `bounds`."""
+    """A score that is a non-increasing function of losses >= 0, one for each sample: see `bounds`.
+
+    Attributes:
+        pruning: what an exact bound of it is called.
+    """
+
+    pruning: str
+
+    def read(self, batches: Batches) -> None:
+        """Read the split once, where anything must be known of it beforehand; called before all else."""
+        ...
+
+    def in_order(self, batches: OrderedBatches) -> SampleScore:
+        """Return the same score for batches in another order of the split that was read."""
+        ...
 
     def losses(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
         """Return the losses [N] of batch `number`."""
         ...
 
-    def value(self, loss: float, total: int) -> float:
-        """Return the score of a whole split with `total` targets (samples, or their pixels)."""
+    def value(self, losses: Sequence[float], total: int) -> float:
+        """Return the score of a split with `total` targets (samples, or their pixels), the first of which have these
+        losses, and all others none.
+        """
         ...
 
     def total(self, batches: Batches) -> int:
@@ -67,6 +83,18 @@ class SampleScore(Protocol):
 
     def hardness(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
         """Return how hard the samples [N] of a batch are for the network that gave these outputs: larger is harder."""
+        ...
+
+    def hardest_first(self, hardness: Tensor) -> Tensor:
+        """Return the order in which samples [N] of this hardness, all of the split, had best be evaluated."""
+        ...
+
+
+class Test(Protocol):
+    """Watches the losses of a candidate and may give it up."""
+
+    def add(self, losses: Sequence[float]) -> bool:
+        """Take in the losses of the next samples; return whether the candidate is to be cut."""
         ...
 
 
@@ -78,29 +106,36 @@ def score_samples(
     *,
     alpha: float | None = None,
     total: int | None = None,
+    test: Test | None = None,
+    losses: list[float] | None = None,
 ) -> float | Cut:
     """Score a network, batch by batch, until it is done or certain not to exceed `alpha`.
 
-    The losses of single samples are added without rounding (`math.fsum`), so their order does not matter.
+    Losses of single samples are added without rounding (`math.fsum`), so their order does not matter.
 
     Args:
         total: targets in the split; needed with `alpha`.
+        test: cuts it too, where it says so.
+        losses: an empty list, filled with the losses.
 
     Raises:
         EvaluationFailed: an output is NaN or infinite.
         UserError: outputs, targets and score do not fit each other, or there is no batch.
     """
-    losses: list[float] = []
+    losses = [] if losses is None else losses
     count = 0
     with closing(predictions(model, batches, precision)) as outputs:
         for number, (inputs, targets, logits) in enumerate(outputs):
-            losses += score.losses(number, inputs, targets, logits).tolist()
+            new = score.losses(number, inputs, targets, logits).tolist()
+            losses += new
             count += logits.numel() // logits.shape[1]
             if alpha is not None and total is not None and count < total:
-                bound = score.value(math.fsum(losses), total)
+                bound = score.value(losses, total)
                 if bound <= alpha:
-                    return Cut(bound, count / total)
-    return score.value(math.fsum(losses), count)
+                    return Cut(bound, count / total, score.pruning)
+                if test is not None and test.add(new):
+                    return Cut(bound, count / total, "statistical")
+    return score.value(losses, count)
 
 
 class TopK:
@@ -110,8 +145,17 @@ class TopK:
         split: name of the batches in messages.
     """
 
+    pruning = "alpha-beta"
+
     def __init__(self, k: int = 1, split: str = "search") -> None:
         self._k, self._split = k, split
+
+    def read(self, batches: Batches) -> None:
+        """Nothing need be known."""
+
+    def in_order(self, batches: OrderedBatches) -> TopK:
+        """It does not depend on the order."""
+        return self
 
     def losses(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
         """Wrong targets of each sample, int64 [N]."""
@@ -125,9 +169,9 @@ class TopK:
         right = (highest == wanted).any(dim=1)
         return (~right).reshape(len(right), -1).sum(dim=1)
 
-    def value(self, loss: float, total: int) -> float:
+    def value(self, losses: Sequence[float], total: int) -> float:
         """Share of targets that are right."""
-        return (total - loss) / total
+        return (total - math.fsum(losses)) / total
 
     def total(self, batches: Batches) -> int:
         """Read the split once to count."""
@@ -138,6 +182,10 @@ class TopK:
         wanted = self._wanted(targets, logits)
         others = logits.scatter(1, wanted, -math.inf).topk(self._k, dim=1).values[:, -1:]
         return (others - logits.gather(1, wanted)).double().reshape(len(logits), -1).mean(dim=1)
+
+    def hardest_first(self, hardness: Tensor) -> Tensor:
+        """By falling hardness."""
+        return hardness.argsort(descending=True, stable=True)
 
     def _wanted(self, targets: Any, logits: Tensor) -> Tensor:
         return check_targets(targets, logits.shape, self._split).to(logits.device).unsqueeze(1)
@@ -169,6 +217,8 @@ class DivergenceFromDense:
 
     The dense network runs once over the split; its log probabilities (float32, N x C x 4 bytes) stay in memory.
     """
+
+    pruning = "alpha-beta"
 
     def __init__(self, dense: nn.Module, precision: str) -> None:
         self._dense, self._precision = dense, precision
@@ -220,11 +270,11 @@ class DivergenceFromDense:
         found = divergence(log_dense.to(logits.device), F.log_softmax(logits, dim=1))
         return found.double().clamp(min=0).reshape(len(found), -1).sum(dim=1)
 
-    def value(self, loss: float, total: int) -> float:
+    def value(self, losses: Sequence[float], total: int) -> float:
         """Minus the mean."""
         if total != self._total:
             raise self._changed(len(self._cache))
-        return 0.0 - loss / total  # not -0.0 for the dense network
+        return 0.0 - math.fsum(losses) / total  # not -0.0 for the dense network
 
     def total(self, batches: Batches) -> int:
         """Samples, or their pixels, of the split."""
@@ -234,6 +284,10 @@ class DivergenceFromDense:
     def hardness(self, number: int, inputs: Any, targets: Any, logits: Tensor) -> Tensor:
         """Their divergence."""
         return self.losses(number, inputs, targets, logits)
+
+    def hardest_first(self, hardness: Tensor) -> Tensor:
+        """By falling divergence."""
+        return hardness.argsort(descending=True, stable=True)
 
     @staticmethod
     def _changed(number: int) -> UserError:

@@ -37,7 +37,19 @@ from autoprune.search_spaces.errors import UserError
 FILE = "study.db"
 
 _STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
-_ATTRIBUTES = ("candidate", "state", "score", "costs", "share", "message", "seconds", "evaluated")
+_ATTRIBUTES = (
+    "candidate",
+    "state",
+    "score",
+    "costs",
+    "share",
+    "message",
+    "seconds",
+    "evaluated",
+    "pruning",
+    "audit",
+    "ruled_out",
+)
 
 
 class Study:
@@ -254,7 +266,11 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
-    attributes = {"evaluated": 1.0, **attributes}  # studies made before trials could be cut do not say
+    # What older studies do not say: the share evaluated, before trials could be cut; the pruning, before it had a name.
+    pruning = "alpha-beta" if attributes["state"] == "cut" else None
+    if (attributes["message"] or "").startswith("same subnet"):
+        pruning = "subproblem"
+    attributes = {"evaluated": 1.0, "pruning": pruning, "audit": None, "ruled_out": {}, **attributes}
     values = {name: attributes[name] for name in _ATTRIBUTES}
     values["candidate"] = tuple(values["candidate"])
     return Trial(number=number, **values)

@@ -48,7 +48,7 @@ def format_score(name: str, value: float | None) -> str:
 
 def is_share(name: str) -> bool:
     """Whether a score is a share of right answers in [0, 1]."""
-    return name in ("accuracy", "top5")
+    return name in ("accuracy", "top5", "worst_class_accuracy")
 
 
 def format_ratio(value: float, dense: float | None) -> str:

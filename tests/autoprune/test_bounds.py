@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import autoprune as ap
 from autoprune.agents import make_agent
 from autoprune.agents.base import Trial
-from autoprune.bounds import ORDER, REASON, Cut, Staircase, describe_cuts, load_order, save_order
+from autoprune.bounds import ORDER, Cut, Staircase, load_order, save_order
 from autoprune.config import SearchConfig
 from autoprune.controller import Controller, Seat
 from autoprune.data.base import Data
@@ -27,6 +27,7 @@ from autoprune.data.ordered import OrderedBatches, hold
 from autoprune.data.tensors import TensorBatches
 from autoprune.evaluate import Evaluator
 from autoprune.front import front
+from autoprune.prunings import REASONS, describe_prunings
 from autoprune.scores import DivergenceFromDense, TopK
 from autoprune.search_spaces import Budget
 from autoprune.search_spaces.errors import UserError
@@ -133,8 +134,8 @@ def test_front_and_scores_are_those_of_full_evaluation(
 def test_a_prefix_bounds_the_score_to_the_last_bit(losses: list[float], seen: int) -> None:
     score = DivergenceFromDense(nn.Identity(), "fp32")
     score._total = len(losses)
-    bound = score.value(math.fsum(losses[:seen]), len(losses))
-    assert bound >= score.value(math.fsum(losses), len(losses)) == score.value(math.fsum(losses[::-1]), len(losses))
+    bound = score.value(losses[:seen], len(losses))
+    assert bound >= score.value(losses, len(losses)) == score.value(losses[::-1], len(losses))
 
 
 @given(
@@ -343,7 +344,9 @@ def test_the_front_of_a_study_is_that_without_bounds(tmp_path: Path) -> None:
         if trial.state == "cut":
             assert trial.score is not None
             assert worth(trial.candidate) <= trial.score
-            assert (trial.evaluated, trial.message) in [(0.25, REASON), (0.0, REASON)]
+            assert trial.pruning is not None
+            assert trial.message == REASONS[trial.pruning]
+            assert (trial.evaluated, trial.pruning) in [(0.25, "alpha-beta"), (0.0, "subproblem")]
 
 
 @pytest.mark.parametrize("agent", ["random", "tpe", "uniform"])
@@ -375,8 +378,8 @@ def test_cuts_are_counted_by_subnet() -> None:
         Trial(number=3, candidate=(0,), state="complete", score=1.0, evaluated=0.0),
         Trial(number=4, candidate=(2,), state="failed", score=None),
     ]
-    assert describe_cuts(trials) == "2 of 5 trials cut by exact bounds; 75 % of the samples evaluated"
-    assert describe_cuts(trials[:1]) is None
+    assert describe_prunings(trials) == ["2 of 5 trials cut; 75 % of the samples evaluated"]
+    assert describe_prunings(trials[:1]) == []
 
 
 # -- a real network --------------------------------------------------------------------------------------------------
@@ -406,9 +409,9 @@ def test_a_search_finds_the_same_front_with_and_without(tmp_path: Path, score: s
         assert one.state == "cut" or one.score == other.score
         assert one.score is not None
         assert one.score >= (other.score or 0.0)
-    cuts = describe_cuts(exact.trials)
-    assert cuts is not None
-    assert cuts in (tmp_path / "exact" / "report.html").read_text()
+    share, counted = describe_prunings(exact.trials)
+    assert counted.startswith("prunings: alpha-beta")
+    assert share in (tmp_path / "exact" / "report.html").read_text()
 
     # Stopped and resumed, with the order that was kept or with one made again: the same.
     ap.search(model, run=tmp_path / "half", **{**options, "trials": 5})
