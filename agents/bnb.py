@@ -72,6 +72,11 @@ class BnBAgent(Agent):
         return self._ranked[rank % len(self._ranked)]
 
     @property
+    def ruled_out(self) -> dict[str, int]:
+        """Prefixes of candidates that cannot keep the budget."""
+        return {"constraint": self._search.infeasible}
+
+    @property
     def gap(self) -> Gap:
         """What is proved of the proposals so far."""
         return Gap(self._search.best, self._search.bound, self._search.exact)

@@ -52,6 +52,7 @@ class KBest:
         best: the least loss known; it is that of the first candidate, once it was yielded.
         bound: no candidate loses less.
         exact: whether everything yielded so far is proved to be in its place.
+        infeasible: prefixes that were cut since nothing below them keeps the limits.
     """
 
     def __init__(self, space: Space, limits: Mapping[str, float], table: Table, *, max_nodes: int) -> None:
@@ -59,6 +60,7 @@ class KBest:
         self._incumbent = improve(space, limits, table, descend(space, limits, table))
         self.best = float(table.predict(self._incumbent[None])[0])
         self.bound, self.exact = 0.0, True
+        self.infeasible = 0
         losses = table.padded()
         useful = np.arange(losses.shape[1]) < space.num_levels[:, None]
         useful[:, 1:] &= losses[:, 1:] < losses[:, :-1]
@@ -124,6 +126,7 @@ class KBest:
         children[:, group] = np.tile(levels, len(prefixes))
         parents = np.repeat(np.arange(len(prefixes)), len(levels))
         fitting = within(self._space, children, self._limits)
+        self.infeasible += int(np.count_nonzero(~fitting))
         children, parents = children[fitting], parents[fitting]
         if depth + 1 == len(self._order):
             bounds = self._table.predict(children)
