@@ -11,11 +11,12 @@ Silent unless ``progress=RichProgress()`` is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,13 +36,14 @@ from autoprune.importance import Loss, collect, describe_importance, reads_data,
 from autoprune.latency import LatencyTable, describe
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
-from autoprune.prior import with_prior
+from autoprune.prior import takes_table, with_prior
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.races import Races, check_race
 from autoprune.scores import Score
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import check_budget
+from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.study import Study, check_new
 from autoprune.tables import format_score
@@ -108,6 +110,7 @@ def search(
     data_root: str | Path | None = None,
     precision: str = "auto",
     bounds: str = "exact",
+    heuristic: bool = False,
     error_rate: float = ERROR,
     audit: float = AUDIT,
     device: str = "auto",
@@ -154,6 +157,7 @@ def search(
         bounds: ``exact`` stops a candidate when it is certain that it cannot join the front, ``statistical`` when that
             is very likely, ``off`` never (docs/bounds.md). A scoring function of your own has no bound and is always
             evaluated in full.
+        heuristic: skip candidates whose loss by the prior is far above that of a trial that costs no more: not proved.
         error_rate: of ``statistical``: the chance, at most, that a candidate as good as its incumbent is cut.
         audit: share of the cuts without proof that are evaluated all the same, to measure how many are wrong.
         device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
@@ -175,6 +179,8 @@ def search(
     for name in formats:
         if name not in FORMATS:
             raise unknown("format", name, FORMATS)
+    if heuristic and prior == "off":
+        raise UserError("The heuristic skips by the prior: set prior to 'kl', or heuristic to False.")
     agent = DEFAULT_AGENT if agent == "auto" else agent
     agent_class(agent)
     config = SearchConfig(
@@ -200,6 +206,7 @@ def search(
         calibration_samples=calibration_samples,
         precision=precision,
         bounds=bounds,
+        heuristic=heuristic,
         error_rate=error_rate,
         audit=audit,
         latency_batch=latency_batch,
@@ -320,6 +327,7 @@ def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress
         evaluate=evaluator.evaluate,
         evaluate_above=evaluator.evaluate_above if config.bounds == "exact" and evaluator.bounded else None,
         race=races if config.bounds == "statistical" else None,
+        predict=_predictor(bench) if config.heuristic else None,
         audit=config.audit,
         progress=progress,
         label=lambda score: format_score(study.config.score, score),
@@ -334,10 +342,17 @@ def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress
     )
 
 
+def _predictor(bench: Workbench) -> Callable[[Candidate], float] | None:
+    """The loss of a candidate by the prior; None where it could not be measured."""
+    table = bench.prior
+    return None if table is None else lambda candidate: float(table.predict(np.array([candidate]))[0])
+
+
 def _seats(bench: Workbench) -> list[Seat]:
     """One agent for each share of the budget."""
     config = bench.config
-    options = config.agent_options if bench.prior is None else {"table": bench.prior, **config.agent_options}
+    given = bench.prior is not None and takes_table(config.agent)
+    options = {"table": bench.prior, **config.agent_options} if given else config.agent_options
     return [
         Seat(make_agent(config.agent, bench.space, bench.budget.scaled(share), seed=config.seed, **options), share)
         for share in config.sweep

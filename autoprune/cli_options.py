@@ -154,6 +154,12 @@ Bounds = Annotated[
         rich_help_panel=SCORE,
     ),
 ]
+Heuristic = Annotated[
+    bool,
+    typer.Option(
+        "--heuristic", help="Skip candidates whose loss by the prior is far too high; audited.", rich_help_panel=SCORE
+    ),
+]
 ErrorRate = Annotated[
     float,
     typer.Option(help="Of statistical bounds: chance, at most, that a good candidate is cut.", rich_help_panel=SCORE),

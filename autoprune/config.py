@@ -49,6 +49,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "calibration_samples",
         "precision",
         "bounds",
+        "heuristic",
         "error_rate",
         "audit",
     ),
@@ -82,6 +83,7 @@ class SearchConfig:
         calibration_samples: training samples that recovery reads.
         bounds: ``exact`` stops candidates that cannot join the front any more, ``statistical`` also those that very
             likely cannot, ``off`` evaluates all in full.
+        heuristic: whether candidates are skipped whose loss by the prior is far above the incumbent's.
         error_rate: of a statistical bound: the chance, at most, that a candidate is cut which should not be.
         audit: share of the cuts without proof that are evaluated all the same, to see how many are wrong.
         latency_batch, latency_threads, latency_repeats: how latency is measured.
@@ -115,6 +117,7 @@ class SearchConfig:
     calibration_samples: int = 2000
     precision: str = "auto"
     bounds: str = "exact"
+    heuristic: bool = False
     error_rate: float = ERROR
     audit: float = AUDIT
     latency_batch: int = 1

@@ -54,9 +54,13 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
 
 
 def takes_prior(config: SearchConfig) -> bool:
-    """Whether the agent of a study is given a table."""
-    taken = inspect.signature(agent_class(config.agent)).parameters
-    return config.prior == "kl" and "table" in taken
+    """Whether a study has use for a table."""
+    return config.prior == "kl" and (config.heuristic or takes_table(config.agent))
+
+
+def takes_table(agent: str) -> bool:
+    """Whether an agent can be given one."""
+    return "table" in inspect.signature(agent_class(agent)).parameters
 
 
 def as_table(measured: KLTable) -> Table:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import autoprune as ap
 from autoprune.agents import make_agent
 from autoprune.agents.base import Agent, Trial
 from autoprune.bounds import Cut, Staircase
@@ -22,9 +23,11 @@ from autoprune.controller import Controller, Seat
 from autoprune.heuristic import RATE, STEP, Heuristic
 from autoprune.prunings import REASONS, describe_prunings
 from autoprune.search_spaces import Budget
+from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import FILE, Study
-from tests.autoprune.test_bounds import LIMITS, SPACE, bounded_worth, config, content, worth
+from tests.autoprune.runs import SETTINGS, tiny_net
+from tests.autoprune.test_bounds import LIMITS, SPACE, answered, bounded_worth, config, content, worth
 
 # -- alpha at a tolerance, and of the winner only ----------------------------------------------------------------------
 
@@ -206,3 +209,22 @@ def test_a_study_that_names_no_prunings(tmp_path: Path) -> None:
         "alpha-beta" if trial.state == "cut" else trial.pruning for trial in whole
     ]
     assert {trial.audit for trial in read} == {None}
+
+
+# -- a real network ----------------------------------------------------------------------------------------------------
+
+
+def test_a_search_that_skips_by_the_prior(tmp_path: Path) -> None:
+    model = tiny_net()
+    data: dict[str, Any] = {"train": answered(model, 100, 1), "search": answered(model, 100, 2)}
+    options = {**SETTINGS, **data, "agent": "random", "trials": 12, "latency_repeats": 1, "points": 1, "audit": 0.5}
+    whole = ap.search(model, run=tmp_path / "whole", heuristic=True, **options)
+    skipped = [trial for trial in whole.trials if trial.pruning == "heuristic"]
+    assert skipped
+    lines = describe_prunings(whole.trials)
+    assert any(line.startswith("heuristic: ") for line in lines)
+    assert all(line in (tmp_path / "whole" / "report.html").read_text() for line in lines)
+    ap.search(model, run=tmp_path / "half", heuristic=True, **{**options, "trials": 6})
+    assert content(ap.resume(tmp_path / "half", trials=6, model=model, **data).trials) == content(whole.trials)
+    with pytest.raises(UserError, match="skips by the prior"):
+        ap.search(model, run=tmp_path / "none", heuristic=True, prior="off", **options)
