@@ -26,7 +26,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from autoprune.agents.moves import descend, exchanges, improve
+from autoprune.agents.moves import exchanges, start
 from autoprune.agents.table import Table
 from autoprune.search_spaces.projection import Space, within
 from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
@@ -45,8 +45,8 @@ class KBest:
     """Yields candidates within limits, least loss first, each once; iterate once.
 
     Of the levels of a group that lose the same only the smallest is used: the others are dominated. The order is
-    exact until `max_nodes` prefixes were expanded. From then on it is that of the best known so far: what descent and
-    exchanges found, what the search had reached, and the exchanges around all that was yielded.
+    exact until `max_nodes` prefixes were expanded. From then on it is that of the best known so far: what greedy steps
+    and exchanges found, what the search had reached, and the exchanges around all that was yielded.
 
     Attributes:
         best: the least loss known; it is that of the first candidate, once it was yielded.
@@ -57,7 +57,7 @@ class KBest:
 
     def __init__(self, space: Space, limits: Mapping[str, float], table: Table, *, max_nodes: int) -> None:
         self._space, self._limits, self._table, self._max_nodes = space, limits, table, max_nodes
-        self._incumbent = improve(space, limits, table, descend(space, limits, table))
+        self._incumbent = start(space, limits, table)
         self.best = float(table.predict(self._incumbent[None])[0])
         self.bound, self.exact = 0.0, True
         self.infeasible = 0

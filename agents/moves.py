@@ -1,4 +1,4 @@
-"""From one candidate to the next: descent from the dense model, exchanges, and how well a table lets one do.
+"""From one candidate to the next: down from the dense one, up from the smallest, exchanges, as a table judges them.
 
 An exchange takes levels from one group and gives levels to another. Shape letters: n candidates, G groups, L levels.
 """
@@ -40,6 +40,36 @@ def descend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray
         price = np.where(levels > 0, lost / np.maximum(saved, 1e-12), np.inf)
         levels = lower[int(np.argmin(price))]
     return levels
+
+
+def ascend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray:
+    """Return the candidate [G] to which greedy steps lead from the smallest one, which is known to fit.
+
+    A step takes one group up a level, where that fits: the group that gains most per cost spent. Of several limits,
+    spent is added up, each as a share of its limit.
+    """
+    levels = np.zeros_like(space.num_levels)
+    losses = table.padded()
+    groups = np.arange(len(levels))
+    while True:
+        above = np.minimum(levels + 1, space.num_levels - 1)
+        higher = np.where(np.eye(len(levels), dtype=np.bool_), above, levels)
+        open_ = (levels < space.num_levels - 1) & within(space, higher, limits)
+        if not open_.any():
+            return levels
+        spent = np.zeros(len(levels))
+        for cost, limit in limits.items():
+            values = space.cost(cost, np.concatenate([levels[None], higher]))
+            spent += np.maximum(values[1:] - values[0], 0) / limit
+        gained = losses[groups, levels] - losses[groups, above]
+        worth = np.where(open_, gained / np.maximum(spent, 1e-12), -np.inf)
+        levels = higher[int(np.argmax(worth))]
+
+
+def start(space: Space, limits: Mapping[str, float], table: Table) -> IntArray:
+    """Return the better of the two candidates [G] that exchanges make of the way down and of the way up."""
+    down, up = (improve(space, limits, table, way(space, limits, table)) for way in (descend, ascend))
+    return down if table.predict(down[None])[0] <= table.predict(up[None])[0] else up
 
 
 def exchanges(space: Space, levels: IntArray, most: int = _STEPS) -> IntArray:

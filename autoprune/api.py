@@ -110,6 +110,7 @@ def search(
     data_root: str | Path | None = None,
     precision: str = "auto",
     bounds: str = "exact",
+    tolerance: float = 0.0,
     heuristic: bool = False,
     error_rate: float = ERROR,
     audit: float = AUDIT,
@@ -157,6 +158,8 @@ def search(
         bounds: ``exact`` stops a candidate when it is certain that it cannot join the front, ``statistical`` when that
             is very likely, ``off`` never (docs/bounds.md). A scoring function of your own has no bound and is always
             evaluated in full.
+        tolerance: 0.01 lets bounds cut a candidate that costs up to 1 % less than a trial that scores as well; where it
+            is infinite, only the best score counts, at whatever cost within the budget.
         heuristic: skip candidates whose loss by the prior is far above that of a trial that costs no more: not proved.
         error_rate: of ``statistical``: the chance, at most, that a candidate as good as its incumbent is cut.
         audit: share of the cuts without proof that are evaluated all the same, to measure how many are wrong.
@@ -206,6 +209,7 @@ def search(
         calibration_samples=calibration_samples,
         precision=precision,
         bounds=bounds,
+        tolerance=tolerance,
         heuristic=heuristic,
         error_rate=error_rate,
         audit=audit,
@@ -329,6 +333,7 @@ def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress
         race=races if config.bounds == "statistical" else None,
         predict=_predictor(bench) if config.heuristic else None,
         audit=config.audit,
+        tolerance=config.tolerance,
         progress=progress,
         label=lambda score: format_score(study.config.score, score),
     ).run()

@@ -154,6 +154,14 @@ Bounds = Annotated[
         rich_help_panel=SCORE,
     ),
 ]
+Tolerance = Annotated[
+    float,
+    typer.Option(
+        help="0.01: bounds also cut what costs up to 1 % less than a trial that scores as well; inf: only the best "
+        "score counts.",
+        rich_help_panel=SCORE,
+    ),
+]
 Heuristic = Annotated[
     bool,
     typer.Option(

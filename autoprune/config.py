@@ -49,6 +49,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "calibration_samples",
         "precision",
         "bounds",
+        "tolerance",
         "heuristic",
         "error_rate",
         "audit",
@@ -83,6 +84,7 @@ class SearchConfig:
         calibration_samples: training samples that recovery reads.
         bounds: ``exact`` stops candidates that cannot join the front any more, ``statistical`` also those that very
             likely cannot, ``off`` evaluates all in full.
+        tolerance: by what share costs may be larger and still count as no more, for bounds: see `bounds.Staircase`.
         heuristic: whether candidates are skipped whose loss by the prior is far above the incumbent's.
         error_rate: of a statistical bound: the chance, at most, that a candidate is cut which should not be.
         audit: share of the cuts without proof that are evaluated all the same, to see how many are wrong.
@@ -117,6 +119,7 @@ class SearchConfig:
     calibration_samples: int = 2000
     precision: str = "auto"
     bounds: str = "exact"
+    tolerance: float = 0.0
     heuristic: bool = False
     error_rate: float = ERROR
     audit: float = AUDIT
@@ -149,6 +152,8 @@ class SearchConfig:
             raise unknown("prior", self.prior, PRIORS)
         if self.bounds not in BOUNDS:
             raise unknown("bounds", self.bounds, BOUNDS)
+        if not self.tolerance >= 0:
+            raise UserError(f"`tolerance >= 0` must hold, but got {self.tolerance!r}. Write 1 % as 0.01.")
         if not 0 < self.error_rate < 1:
             raise UserError(f"`0 < error_rate < 1` must hold, but got {self.error_rate!r}. Write 5 % as 0.05.")
         if not 0 <= self.audit <= 1:
