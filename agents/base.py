@@ -23,8 +23,9 @@ class Trial:
     Attributes:
         number: place in the study, from 0.
         candidate: what was evaluated.
-        state: ``complete``; ``cut``, stopped when it was certain that it cannot join the front; or ``failed``.
-        score: higher is better; of a cut trial an upper bound of its score (None: no bound known); None if failed.
+        state: ``complete``; ``cut``, stopped or skipped by a pruning; or ``failed``.
+        score: higher is better; of a cut trial an upper bound of its score (None: no bound known), after a statistical
+            pruning a likely one; None if failed.
         costs: by name: MACs, parameters, peak activation bytes, and predicted milliseconds where there is a table.
         share: the part of the budget that it was asked for, in (0, 1].
         message: why it was cut or failed, or another remark.

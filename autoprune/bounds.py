@@ -42,7 +42,7 @@ class Cut:
     """An evaluation that was stopped, or would have been.
 
     Attributes:
-        bound: the score is at most this.
+        bound: the score is at most this; of a statistical bound, very likely.
         evaluated: share of the samples that were run, in [0, 1].
         pruning: by which of the `prunings`.
         audit: None; or, where the evaluation went on to check the pruning, whether it was right. One that was wrong

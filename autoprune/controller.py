@@ -238,10 +238,10 @@ def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
 def _settles(twin: Trial, incumbent: Trial | None) -> bool:
     """Whether what is known of a candidate makes its evaluation needless: a score does, a bound if it is low enough.
 
-    A bound that cut it once does so again, unless predicted latencies were measured anew in between. A race that was
-    lost is not run again, which would double the chance of an error: since then incumbents only got better.
+    A bound that cut it once does so again, unless predicted latencies were measured anew in between: since then
+    incumbents only got better. So a race is not run twice, which would double the chance of an error.
     """
-    if twin.state == "complete" or twin.pruning == "statistical":
+    if twin.state == "complete":
         return True
     return incumbent is not None and incumbent.score is not None and (twin.score or 0.0) <= incumbent.score
 

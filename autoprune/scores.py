@@ -134,7 +134,7 @@ def score_samples(
                 if bound <= alpha:
                     return Cut(bound, count / total, score.pruning)
                 if test is not None and test.add(new):
-                    return Cut(bound, count / total, "statistical")
+                    return Cut(alpha, count / total, "statistical")
     return score.value(losses, count)
 
 

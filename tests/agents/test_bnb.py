@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from autoprune.agents import make_agent
 from autoprune.agents.bnb import BnBAgent
 from autoprune.agents.kbest import KBest
+from autoprune.agents.moves import ascend, descend, improve, start
 from autoprune.agents.table import Table
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
@@ -140,3 +141,32 @@ def test_bad_max_nodes(max_nodes: float) -> None:
 def test_a_table_of_another_space() -> None:
     with pytest.raises(UserError, match="another space"):
         make_agent("bnb", tiny_space(), Budget.parse("macs=0.5x"), seed=0, table=Table([[1.0, 0.0]]))
+
+
+@given(seed=st.integers(0, 10**6), budget=st.sampled_from(BUDGETS))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_the_start_is_the_better_of_the_way_down_and_the_way_up(seed: int, budget: str) -> None:
+    space = random_space(seed, 5)
+    table = random_table(space, seed)
+    try:
+        limits = check_budget(space, Budget.parse(budget))
+    except UserError:
+        return  # nothing fits
+    up = ascend(space, limits, table)
+    assert within(space, up[None], limits).all()
+    single = up + np.eye(5, dtype=np.int64)[up < space.num_levels - 1]
+    assert not within(space, single, limits).any(), "no single step up from it fits"
+    down = improve(space, limits, table, descend(space, limits, table))
+    found = start(space, limits, table)
+    best = min(float(table.predict(each[None])[0]) for each in (down, improve(space, limits, table, up)))
+    assert float(table.predict(found[None])[0]) == best
+
+
+def test_what_the_budget_rules_out_is_counted() -> None:
+    agent = BnBAgent(tiny_space(), Budget.parse("macs=0.3x"), seed=0)
+    assert agent.ruled_out == {"constraint": 0}
+    agent.ask(0)
+    assert agent.ruled_out["constraint"] > 0
+    loose = BnBAgent(tiny_space(), Budget.parse("macs=1x"), seed=0)
+    loose.ask(0)
+    assert loose.ruled_out == {"constraint": 0}

@@ -162,22 +162,23 @@ def test_a_lost_race_is_not_run_again(tmp_path: Path) -> None:
 
     def race(number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
         raced.append(candidate)
-        return worth(candidate) if incumbent is None else Cut(9.0, 0.1, "statistical")
+        return 9.0 if incumbent is None else Cut(9.0, 0.1, "statistical")
 
-    class Fixed(Agent):
+    class Same(Agent):
         def ask(self, number: int) -> Candidate:
-            return lost
+            return SPACE.smallest if number == 0 else self.uniform()
 
-    lost, budget = SPACE.smallest, Budget.parse(LIMITS)
-    with Study.create(tmp_path / "run", SearchConfig(budget=LIMITS, trials=6, agent="uniform")) as study:
-        study.append(
-            Trial(number=0, candidate=lost, state="cut", score=9.0, costs=SPACE.cost_dict(lost), pruning="statistical"),
-            {},
-        )
-        seat = Seat(Fixed(SPACE, budget, seed=0), 1.0)
+    budget = Budget.parse(LIMITS)
+    with Study.create(tmp_path / "run", SearchConfig(budget=LIMITS, trials=4, agent="uniform")) as study:
+        seat = Seat(Same(SPACE, budget, seed=0), 1.0)
         trials = Controller(study=study, space=SPACE, seats=[seat], budget=budget, evaluate=worth, race=race).run()
-    assert raced == []
-    assert {(t.state, t.pruning, t.evaluated) for t in trials[1:]} == {("cut", "subproblem", 0.0)}
+    assert len(raced) == 2
+    assert [(t.state, t.pruning, t.evaluated) for t in trials] == [
+        ("complete", None, 1.0),
+        ("cut", "statistical", 0.1),
+        ("cut", "subproblem", 0.0),
+        ("cut", "subproblem", 0.0),
+    ]
 
 
 def test_infeasible_prefixes_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
