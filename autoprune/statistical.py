@@ -17,10 +17,10 @@ for each of `_STAKES`. By Ville's inequality the capital ever reaches 1 / error 
 
 **What is proved.** A candidate that is at least as good as the incumbent is given up with a probability of at most
 `error`: whatever the network, the losses (they need no upper bound) and the weights, and although it is checked after
-every batch. The error is that of *each candidate*. So the best candidate of a study, which races once, is lost with
-a probability of at most `error`; of several that deserve a place on the front, that share at most is lost on average.
-It holds because every trial has an order of its own, drawn from (study seed, number), when its candidate and its
-incumbent are fixed: an agent that learns from earlier orders cannot foresee it.
+every batch. The error is that of *each candidate*: every trial has an order of its own, drawn from (study seed,
+number) when its candidate and its incumbent are fixed, so that even an agent that learns cannot foresee it. Of all
+candidates of a study that are as good as their incumbents, at most this share is cut, on average. Where proposals do
+not depend on outcomes (random, uniform, bnb, kl), the best of them is lost with a probability of at most `error`.
 
 **Weights** change no proof, only the speed. Two sorts of samples decide: those that the incumbent has wrong, where
 alone the candidate can gain, and those that are hard. w_j = p_j + 2 * mean(p) * (1 - 0.9 * rank of j, hardest first,

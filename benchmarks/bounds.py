@@ -193,10 +193,9 @@ def main() -> None:
         found = torch.stack([outputs(evaluator, candidate) for candidate in candidates])
         seconds = time.process_time() - start
         print(f"\n{limit}, {options.candidates} random candidates, {len(targets):,} samples in batches of {BATCH}\n")
-        print(
-            "| score: best, median | counts | split | dense | used | learnt | best first | race: wrong | skip: wrong |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|")
+        columns = ["score: best, median", "counts", "split", "dense", "used", "learnt", "best first", "race",
+                   "wrong cuts, lost", "skip", "wrong skips"]  # fmt: skip
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         losses = table.predict(np.array(candidates))
         for score in scores(found, uniform, dense, targets):
             for counts in COUNTS:
