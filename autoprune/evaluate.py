@@ -163,12 +163,7 @@ class Evaluator:
 
         A score that is returned is the one that `evaluate` returns, bit for bit.
         """
-        assert self._samples_score is not None, "a function of the user's has no bound"
-        highest = self._samples_score.value([], self._total)
-        if highest <= alpha:
-            return Cut(highest, 0.0, self._samples_score.pruning)
-        model = self.network(candidate, share=True)
-        return self._checked(self._in_private(lambda: self._value(model, self._ordered, alpha)))
+        return self._stopped(candidate, self._ordered, alpha)
 
     def race(
         self, candidate: Candidate, order: Sequence[int], alpha: float | None, test: Test | None
@@ -178,19 +173,9 @@ class Evaluator:
         Returns:
             What became of it, and the losses of the samples that were evaluated, in that order.
         """
-        score, batches = self._in(order)
-        highest = score.value([], self._total)
-        if alpha is not None and highest <= alpha:
-            return Cut(highest, 0.0, score.pruning), np.zeros(0)
-        model = self.network(candidate, share=True)
         losses: list[float] = []
-        total = None if alpha is None else self._total
-        found = self._in_private(
-            lambda: score_samples(
-                score, model, batches, self.precision, alpha=alpha, total=total, test=test, losses=losses
-            )
-        )
-        return self._checked(found), np.array(losses)
+        found = self._stopped(candidate, self._in(order), alpha, test, losses)
+        return found, np.array(losses)
 
     def hardest_first(self, candidate: Candidate) -> list[int] | None:
         """Return the numbers of the search samples, those first that are hardest for the network of `candidate`.
@@ -299,7 +284,21 @@ class Evaluator:
         batches = OrderedBatches(held[0], order, held[1])
         return self._in_private(lambda: score.in_order(batches)), batches
 
-    def _checked(self, found: float | Cut) -> float | Cut:
+    def _stopped(
+        self,
+        candidate: Candidate,
+        ordered: tuple[SampleScore, OrderedBatches] | None,
+        alpha: float | None,
+        test: Test | None = None,
+        losses: list[float] | None = None,
+    ) -> float | Cut:
+        """Score a candidate as far as needed; see `score_samples`."""
+        assert self._samples_score is not None, "a function of the user's has no bound"
+        highest = self._samples_score.value([], self._total)
+        if alpha is not None and highest <= alpha:
+            return Cut(highest, 0.0, self._samples_score.pruning)
+        model = self.network(candidate, share=True)
+        found = self._in_private(lambda: self._value(model, ordered, alpha, test, losses))
         self._finite(found.bound if isinstance(found, Cut) else found)
         return found
 
@@ -327,14 +326,19 @@ class Evaluator:
         return hold(self.data.search)
 
     def _value(
-        self, model: nn.Module, ordered: tuple[SampleScore, OrderedBatches] | None, alpha: float | None
+        self,
+        model: nn.Module,
+        ordered: tuple[SampleScore, OrderedBatches] | None,
+        alpha: float | None,
+        test: Test | None = None,
+        losses: list[float] | None = None,
     ) -> float | Cut:
         if self._function is not None:
             return self._call(self._function, model)
         assert self._samples_score is not None
         score, batches = (self._samples_score, self.data.search) if ordered is None else ordered
         total = None if alpha is None else self._total
-        return score_samples(score, model, batches, self.precision, alpha=alpha, total=total)
+        return score_samples(score, model, batches, self.precision, alpha=alpha, total=total, test=test, losses=losses)
 
     def _in_private(self, function: Callable[[], T]) -> T:
         """Call `function` with random numbers of its own, after what must be known of the split was read."""

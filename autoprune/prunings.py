@@ -56,7 +56,7 @@ def describe_prunings(trials: Sequence[Trial]) -> list[str]:
         share = sum(seen.values()) / len(seen)
         lines.append(f"{cut} of {len(trials)} trials cut; {100 * share:.0f} % of the samples evaluated")
     if counts:
-        lines.append("prunings: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
+        lines.append("by name: " + ", ".join(f"{name} {count}" for name, count in counts.most_common()))
     lines += [line for name in AUDITED if (line := _describe_audits(name, trials)) is not None]
     lines += _describe_ruled_out(trials)
     return lines

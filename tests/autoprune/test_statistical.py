@@ -231,6 +231,6 @@ def test_audits_are_described() -> None:
     wrong = replace(right, number=2, candidate=(2,), state="complete", audit=False, evaluated=1.0)
     assert describe_prunings([cut])[-1] == "statistical: none of 1 cuts was audited yet"
     assert describe_prunings([cut, right, wrong])[1:] == [
-        "prunings: statistical 1",
+        "by name: statistical 1",
         "statistical: 2 of 3 cuts audited, 1 of them wrong (1 to 99 % at 95 % confidence)",
     ]
