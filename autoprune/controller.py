@@ -243,7 +243,9 @@ def _settles(twin: Trial, incumbent: Trial | None) -> bool:
     """
     if twin.state == "complete":
         return True
-    return incumbent is not None and incumbent.score is not None and (twin.score or 0.0) <= incumbent.score
+    if incumbent is None or incumbent.score is None or twin.score is None:
+        return False
+    return twin.score <= incumbent.score
 
 
 def _settled(twin: Trial) -> dict[str, Any]:
