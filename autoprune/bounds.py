@@ -5,9 +5,9 @@ running candidate can still reach. A candidate is cut as soon as beta <= alpha.
 
 **What is proved.** A score that can be bounded is a non-increasing function of a sum of losses, one for each sample and
 none of them negative: wrong answers for accuracy, (total - wrong) / total; divergences for "kl", -sum / total (`worst`
-has a minimum of such scores). After any k samples the losses seen so far are at most the whole sum, so the same function
-of them, beta, is at least the final score. This holds in floating point too: counts are exact, `math.fsum` rounds the
-exact sum of what it is given and rounding is monotone, and so are the subtraction and division by one total.
+has a minimum of such scores). After any k samples the losses seen so far are at most the whole sum, so the same
+function of them, beta, is at least the final score. This holds in floating point too: counts are exact, `math.fsum`
+rounds the exact sum of what it is given and rounding is monotone, and so are the subtraction and division by one total.
 
 If beta <= alpha, some complete trial t costs no more in any objective and scores no less: t dominates the candidate, or
 equals it and came first. Either way the candidate is not on the front, and whatever it would dominate, t dominates too.
