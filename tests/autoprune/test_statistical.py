@@ -196,6 +196,8 @@ def test_a_search_with_races_is_the_unbroken_one(tmp_path: Path, audit: float) -
     lines = describe_prunings(whole.trials)
     assert any(line.startswith("statistical: ") for line in lines)
     assert all(line in (tmp_path / "whole" / "report.html").read_text() for line in lines)
+    if audit == 0:
+        return  # no other way through the code
     ap.search(model, run=tmp_path / "half", **{**settings, "trials": 5})
     data = {name: settings[name] for name in ("train", "search")}
     resumed = ap.resume(tmp_path / "half", trials=7, model=model, **data)

@@ -101,23 +101,31 @@ def test_pixels_need_slices_of_the_users() -> None:
         _ = Evaluator(space, Data("x", split, split), score="worst_class_accuracy", calibration_samples=0).score_dense  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("score", ["worst_class_accuracy", WorstOf(pairs)])
-def test_a_search_by_the_worst_slice(tmp_path: Path, score: Any) -> None:
+def options(score: Any) -> dict[str, Any]:
     model = tiny_net()
-    data: dict[str, Any] = {"train": answered(model, 100, 1), "search": answered(model, 200, 2)}
-    options = {**SETTINGS, **data, "agent": "random", "trials": 10, "score": score, "latency_repeats": 1, "points": 1}
-    exact = ap.search(model, run=tmp_path / "exact", **options)
-    off = ap.search(model, run=tmp_path / "off", bounds="off", **options)
+    data = {"train": answered(model, 100, 1), "search": answered(model, 200, 2)}
+    return {**SETTINGS, **data, "agent": "random", "trials": 10, "score": score, "latency_repeats": 1, "points": 1}
+
+
+def test_a_search_by_the_worst_class(tmp_path: Path) -> None:
+    model, settings = tiny_net(), options("worst_class_accuracy")
+    exact = ap.search(model, run=tmp_path / "exact", **settings)
+    off = ap.search(model, run=tmp_path / "off", bounds="off", **settings)
     names = objectives(SETTINGS["budget"])[1:]
     fronts = [[(t.number, t.candidate, t.score) for t in front(r.trials, names)] for r in (exact, off)]
     assert fronts[0] == fronts[1]
     assert exact.dense.score == 1.0
     cut = [trial for trial in exact.trials if trial.state == "cut"]
-    assert {(trial.pruning, trial.message) for trial in cut} <= {
-        (name, REASONS[name]) for name in ("minimax", "subproblem")
-    }
     assert any(trial.pruning == "minimax" for trial in cut)
-    ap.search(model, run=tmp_path / "half", **{**options, "trials": 4})
-    given_again = {} if isinstance(score, str) else {"score": score}
-    resumed = ap.resume(tmp_path / "half", trials=6, model=model, **data, **given_again)
-    assert content(resumed.trials) == content(exact.trials)
+    assert {trial.pruning for trial in cut} <= {"minimax", "subproblem"}
+    assert all(trial.pruning is not None and trial.message == REASONS[trial.pruning] for trial in cut)
+
+
+def test_a_search_by_slices_of_the_users_goes_on(tmp_path: Path) -> None:
+    model, settings = tiny_net(), options(WorstOf(pairs))
+    whole = ap.search(model, run=tmp_path / "whole", **settings)
+    ap.search(model, run=tmp_path / "half", **{**settings, "trials": 4})
+    again = {name: settings[name] for name in ("train", "search", "score")}
+    assert content(ap.resume(tmp_path / "half", trials=6, model=model, **again).trials) == content(whole.trials)
+    with pytest.raises(UserError, match="score"):
+        ap.resume(tmp_path / "half", trials=1, model=model, train=again["train"], search=again["search"])
