@@ -218,14 +218,14 @@ def test_a_study_that_names_no_prunings(tmp_path: Path) -> None:
 def test_a_search_that_skips_by_the_prior(tmp_path: Path) -> None:
     model = tiny_net()
     data: dict[str, Any] = {"train": answered(model, 100, 1), "search": answered(model, 100, 2)}
-    options = {**SETTINGS, **data, "agent": "random", "trials": 10, "latency_repeats": 1, "points": 1, "audit": 0.5}
+    options = {**SETTINGS, **data, "agent": "random", "trials": 12, "latency_repeats": 1, "points": 1, "audit": 0.5}
     whole = ap.search(model, run=tmp_path / "whole", heuristic=True, **options)
     skipped = [trial for trial in whole.trials if trial.pruning == "heuristic"]
     assert skipped
     lines = describe_prunings(whole.trials)
     assert any(line.startswith("heuristic: ") for line in lines)
     assert all(line in (tmp_path / "whole" / "report.html").read_text() for line in lines)
-    ap.search(model, run=tmp_path / "half", heuristic=True, **{**options, "trials": 5})
-    assert content(ap.resume(tmp_path / "half", trials=5, model=model, **data).trials) == content(whole.trials)
+    ap.search(model, run=tmp_path / "half", heuristic=True, **{**options, "trials": 6})
+    assert content(ap.resume(tmp_path / "half", trials=6, model=model, **data).trials) == content(whole.trials)
     with pytest.raises(UserError, match="skips by the prior"):
         ap.search(model, run=tmp_path / "none", heuristic=True, prior="off", **options)
