@@ -44,6 +44,7 @@ class SamplerAgent(WarmAgent):
         }
         if costs:
             self._distributions[_SPENT] = FloatDistribution(0.0, 1.0)
+        self._relative = {name: each for name, each in sorted(self._distributions.items()) if not each.single()}
         with _quiet():
             self._study = optuna.create_study(
                 directions=[StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(costs)]
@@ -80,7 +81,10 @@ class SamplerAgent(WarmAgent):
     def draw(self, rng: np.random.Generator) -> Iterator[FloatArray]:
         """Yield wishes of one new sampler without end, [D]."""
         with _quiet():
-            self._study.sampler = self.sampler(int(rng.integers(2**32)))
+            sampler = self.sampler(int(rng.integers(2**32)))
+        # Optuna would find it out anew for every proposal, by comparing the distributions of all trials
+        sampler.infer_relative_search_space = lambda study, trial: self._relative  # type: ignore[method-assign]
+        self._study.sampler = sampler
         while True:
             with _quiet(optuna.logging.ERROR), np.errstate(all="ignore"):  # scores may be of any size
                 drawn = self._study.ask(self._distributions)
