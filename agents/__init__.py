@@ -20,7 +20,7 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space
 
-__all__ = ["AGENTS", "Agent", "Trial", "agent_class", "agent_options", "make_agent", "trial_rng"]
+__all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "option_names", "trial_rng"]
 
 AGENTS: dict[str, str] = {
     "annealing": "autoprune.agents.annealing:AnnealingAgent",
@@ -44,7 +44,7 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
     Raises:
         UserError: an unknown name or option, a bad value, or a budget that no subnet fits.
     """
-    taken = agent_options(name)
+    taken = option_names(name)
     for option in options:
         if not taken:
             raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
@@ -53,7 +53,7 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
     return agent_class(name)(space, budget, seed=seed, **options)
 
 
-def agent_options(name: str) -> list[str]:
+def option_names(name: str) -> list[str]:
     """Return the names of the options that the agent called `name` takes; `costs` among them: it can look for a front.
 
     Raises:

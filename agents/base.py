@@ -12,7 +12,7 @@ import numpy as np
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space, check_budget
-from autoprune.search_spaces.types import Candidate, FloatArray
+from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
 
 State: TypeAlias = Literal["complete", "cut", "failed"]
 
@@ -71,6 +71,13 @@ def check_count(agent: str, name: str, value: int, least: int = 1) -> None:
     """
     if not isinstance(value, int) or value < least:
         raise UserError(f"`{name}` of agent {agent!r} must be an integer of {least} or more, but got {value!r}.")
+
+
+def ratios(space: Space, candidate: IntArray | Candidate) -> FloatArray:
+    """Return the keep ratios [G] of a candidate."""
+    units = space.level_units
+    kept: FloatArray = units[np.arange(len(units)), np.asarray(candidate)] / units[:, -1]
+    return kept
 
 
 class Agent(ABC):
@@ -140,8 +147,7 @@ class Agent(ABC):
 
     def executed(self, candidate: Candidate) -> FloatArray:
         """Return the wishes that a candidate fulfils: its keep ratios and, with `costs`, what it spends; shape [D]."""
-        units = self.space.level_units
-        kept: FloatArray = units[np.arange(len(units)), np.asarray(candidate)] / units[:, -1]
+        kept = ratios(self.space, candidate)
         if not self.costs:
             return kept
         spent = (self._spent(candidate) - self.least_share) / max(1 - self.least_share, 1e-9)

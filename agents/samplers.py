@@ -45,10 +45,9 @@ class SamplerAgent(WarmAgent):
         if costs:
             self._distributions[_SPENT] = FloatDistribution(0.0, 1.0)
         self._relative = {name: each for name, each in sorted(self._distributions.items()) if not each.single()}
+        directions = [StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(costs)]
         with _quiet():
-            self._study = optuna.create_study(
-                directions=[StudyDirection.MAXIMIZE, *[StudyDirection.MINIMIZE] * len(costs)]
-            )  # in memory
+            self._study = optuna.create_study(directions=directions)  # in memory
         self.num_usable = 0
 
     def tell(self, trial: Trial) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 import autoprune
-from autoprune.agents import agent_class, agent_options, make_agent
+from autoprune.agents import agent_class, make_agent, option_names
 from autoprune.agents.base import FRONT_SHARES, Trial
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import FROM_PYTHON, SearchConfig
@@ -331,7 +331,7 @@ def _seats(bench: Workbench) -> list[Seat]:
     options = dict(config.agent_options)
     if bench.prior is not None:
         options.setdefault("table", bench.prior)
-    if config.aim == "front" and "costs" in agent_options(config.agent):
+    if config.aim == "front" and "costs" in option_names(config.agent):
         options.setdefault("costs", objectives(config.budget)[1:])
     return [
         Seat(make_agent(config.agent, bench.space, bench.budget.scaled(share), seed=config.seed, **options), share)
@@ -341,7 +341,7 @@ def _seats(bench: Workbench) -> list[Seat]:
 
 def _default_sweep(agent: str, aim: str) -> Sequence[float]:
     """Shares of the budget for a search that was given none."""
-    return FRONT_SHARES if aim == "front" and "costs" not in agent_options(agent) else (1.0,)
+    return FRONT_SHARES if aim == "front" and "costs" not in option_names(agent) else (1.0,)
 
 
 def _order(bench: Workbench, seats: Sequence[Seat], run: Path | None = None) -> list[int] | None:

@@ -16,7 +16,7 @@ import argparse
 
 import numpy as np
 
-from autoprune.agents import AGENTS, Trial, agent_options, make_agent
+from autoprune.agents import AGENTS, Trial, make_agent, option_names
 from autoprune.agents.base import FRONT_SHARES
 from autoprune.front import hypervolume
 from autoprune.search_spaces.types import FloatArray
@@ -55,7 +55,7 @@ def play(name: str, problem: Problem, seed: int, trials: int, sweep: bool) -> Fl
     if sweep:
         agents = [make_agent(name, problem.space, BUDGET.scaled(share), seed=seed) for share in FRONT_SHARES]
     else:
-        assert "costs" in agent_options(name), f"{name} looks for no front: name it under --sweeps"
+        assert "costs" in option_names(name), f"{name} looks for no front: name it under --sweeps"
         agents = [make_agent(name, problem.space, BUDGET, seed=seed, costs=["macs"])]
     points = []
     for number in range(trials):
