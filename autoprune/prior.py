@@ -6,13 +6,12 @@ own file, in as much detail as is asked for, and changes no proposal of a study 
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from autoprune.agents import agent_class
+from autoprune.agents import option_names
 from autoprune.agents.table import Table
 from autoprune.config import SearchConfig
 from autoprune.controller import describe_error
@@ -55,8 +54,7 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
 
 def takes_prior(config: SearchConfig) -> bool:
     """Whether the agent of a study is given a table."""
-    taken = inspect.signature(agent_class(config.agent)).parameters
-    return config.prior == "kl" and "table" in taken
+    return config.prior == "kl" and "table" in option_names(config.agent)
 
 
 def as_table(measured: KLTable) -> Table:

@@ -46,7 +46,7 @@ def main() -> None:
             print(train_dense(untrained, "fashion-mnist", weights, settings={"epochs": 3, "lr": 0.1}, seed=seed))
         space = trace(source.build().eval(), data.example(1))
         if reads_data(options.importance):
-            collect(space, options.importance, data)
+            collect(space, options.importance, data, num_samples=1024)
         judge = Evaluator(space, data, importance=options.importance)
         for levels, samples in TABLES:
             start = time.process_time()

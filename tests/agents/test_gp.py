@@ -7,7 +7,7 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from tests.agents.oracles import random_table
 from tests.agents.searching import hard_table, mean_best_loss
-from tests.contracts.agent_contract import AgentContract, play
+from tests.contracts.agent_contract import AgentContract, FrontContract, play
 from tests.fakes import chain_space, tiny_space
 
 BUDGET = Budget.parse("macs=0.5x")
@@ -16,6 +16,12 @@ BUDGET = Budget.parse("macs=0.5x")
 class TestGPAgent(AgentContract):
     name = "gp"
     options = {"n_startup": 6}  # noqa: RUF012
+    num_trials = 14
+
+
+class TestGPAgentForAFront(FrontContract):
+    name = "gp"
+    options = {"n_startup": 6, "costs": ["macs"]}  # noqa: RUF012
     num_trials = 14
 
 
