@@ -15,6 +15,8 @@ import importlib
 import inspect
 from typing import Any
 
+import gymnasium
+
 from autoprune.agents.base import Agent, Trial, trial_rng
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
@@ -36,6 +38,9 @@ AGENTS: dict[str, str] = {
     "uniform": "autoprune.agents.uniform:UniformAgent",
 }
 """Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
+
+
+gymnasium.register("autoprune/Pruning-v0", entry_point="autoprune.agents.env:PruningEnv")
 
 
 def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options: Any) -> Agent:
