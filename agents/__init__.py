@@ -15,25 +15,36 @@ import importlib
 import inspect
 from typing import Any
 
+import gymnasium
+
 from autoprune.agents.base import Agent, Trial, trial_rng
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space
 
-__all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "trial_rng"]
+__all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "option_names", "trial_rng"]
 
 AGENTS: dict[str, str] = {
     "annealing": "autoprune.agents.annealing:AnnealingAgent",
     "bnb": "autoprune.agents.bnb:BnBAgent",
+    "cmaes": "autoprune.agents.cmaes:CMAESAgent",
+    "ddpg": "autoprune.agents.ddpg:DDPGAgent",
     "evolution": "autoprune.agents.evolution:EvolutionAgent",
     "gp": "autoprune.agents.gp:GPAgent",
     "greedy": "autoprune.agents.greedy:GreedyAgent",
     "kl": "autoprune.agents.kl:KLAgent",
+    "nsga2": "autoprune.agents.nsga2:NSGA2Agent",
     "random": "autoprune.agents.random:RandomAgent",
+    "sb3:ddpg": "autoprune.agents.sb3:SB3DDPGAgent",
+    "sb3:sac": "autoprune.agents.sb3:SACAgent",
+    "sb3:td3": "autoprune.agents.sb3:TD3Agent",
     "tpe": "autoprune.agents.tpe:TPEAgent",
     "uniform": "autoprune.agents.uniform:UniformAgent",
 }
 """Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
+
+
+gymnasium.register("autoprune/Pruning-v0", entry_point="autoprune.agents.env:PruningEnv")
 
 
 def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options: Any) -> Agent:
@@ -42,14 +53,22 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
     Raises:
         UserError: an unknown name or option, a bad value, or a budget that no subnet fits.
     """
-    cls = agent_class(name)
-    taken = [option for option in inspect.signature(cls).parameters if option not in ("space", "budget", "seed")]
+    taken = option_names(name)
     for option in options:
         if not taken:
             raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
         if option not in taken:
             raise unknown(f"option of agent {name!r}:", option, taken)
-    return cls(space, budget, seed=seed, **options)
+    return agent_class(name)(space, budget, seed=seed, **options)
+
+
+def option_names(name: str) -> list[str]:
+    """Return the names of the options that the agent called `name` takes; `costs` among them: it can look for a front.
+
+    Raises:
+        UserError: no agent has that name.
+    """
+    return [each for each in inspect.signature(agent_class(name)).parameters if each not in ("space", "budget", "seed")]
 
 
 def agent_class(name: str) -> type[Agent]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from autoprune.search_spaces.budget import Budget
-from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space, check_budget
-from autoprune.search_spaces.types import Candidate, FloatArray
+from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
 
 State: TypeAlias = Literal["complete", "cut", "failed"]
+
+FRONT_SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
+"""Shares of the budget that a search for a front begins with, or sweeps; it looks for nothing below the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,23 @@ def trial_rng(seed: int, number: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, number)))
 
 
+def check_count(agent: str, name: str, value: int, least: int = 1) -> None:
+    """Refuse an option that is not an integer of `least` or more.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(value, int) or value < least:
+        raise UserError(f"`{name}` of agent {agent!r} must be an integer of {least} or more, but got {value!r}.")
+
+
+def ratios(space: Space, candidate: IntArray | Candidate) -> FloatArray:
+    """Return the keep ratios [G] of a candidate."""
+    units = space.level_units
+    kept: FloatArray = units[np.arange(len(units)), np.asarray(candidate)] / units[:, -1]
+    return kept
+
+
 class Agent(ABC):
     """Proposes candidates and learns from their trials (ask and tell).
 
@@ -76,24 +97,42 @@ class Agent(ABC):
     Numbers rise, but need not begin at 0 or be consecutive: agents for several shares of a budget share one study,
     and each is asked and told its own trials only. What comes first is therefore decided by `trials`.
 
+    With `costs`, the score is not all: the agent looks for the front of high scores and low costs. A wish then has one
+    coordinate more than there are groups, for how much of the budget may be spent: from the last of `FRONT_SHARES` (0),
+    or as much as the smallest subnet needs, to all of it (1). An agent that takes no `costs` serves a front by seats,
+    one for each of those shares.
+
     Attributes:
         space: what may be pruned.
         budget: limits that every proposal keeps.
         seed: of the study; with the number of a trial it gives everything random in that trial (`trial_rng`).
+        costs: to be minimised beside the score; none where only the best score within the budget counts.
+        least_share: of the budget, down to which candidates are looked for with `costs`.
+        num_wishes: coordinates D of a wish: one per group, and with `costs` the spent part of the budget.
         trials: what was told so far.
 
     Raises:
-        UserError: a negative seed, a budget that no subnet fits, or a limit on a cost that the space cannot tell.
+        UserError: a negative seed, a budget that no subnet fits, or a cost that the space cannot tell.
     """
 
-    def __init__(self, space: Space, budget: Budget, *, seed: int) -> None:
+    def __init__(self, space: Space, budget: Budget, *, seed: int, costs: Sequence[str] = ()) -> None:
         if seed < 0:
             raise UserError(f"A seed must be 0 or more, but got {seed}.")
-        check_budget(space, budget)
+        limits = check_budget(space, budget)
+        if isinstance(costs, str):
+            raise UserError(f"The option `costs` of an agent takes a list of names, but got {costs!r}.")
+        for cost in costs:
+            if cost not in space.cost_names:
+                raise unknown("cost of an agent:", cost, space.cost_names)
         self.space = space
         self.budget = budget
         self.seed = seed
+        self.costs = tuple(costs)
+        self.num_wishes = len(space.groups) + bool(costs)
         self.trials: list[Trial] = []
+        self._limits = limits
+        needed = self._spent((0,) * len(space.groups)) * (1 + 1e-9)  # so that rounding leaves room for the smallest
+        self.least_share = min(1.0, max(FRONT_SHARES[-1], needed))
 
     @property
     def ruled_out(self) -> dict[str, int]:
@@ -109,9 +148,28 @@ class Agent(ABC):
         self.trials.append(trial)
 
     def project(self, wishes: FloatArray) -> Candidate:
-        """Return the candidate within the budget that is nearest to the wishes, keep ratios in [0, 1], shape [G]."""
-        return self.space.project(wishes.tolist(), self.budget)
+        """Return the candidate within the budget that is nearest to the wishes, coordinates in [0, 1], shape [D].
 
-    def uniform(self) -> Candidate:
+        The first G are keep ratios; the last, with `costs`, says how much of the budget may be spent.
+        """
+        if not self.costs:
+            return self.space.project(wishes.tolist(), self.budget)
+        share = self.least_share + (1 - self.least_share) * float(wishes[-1])
+        return self.space.project(wishes[:-1].tolist(), self.budget.scaled(share))
+
+    def executed(self, candidate: Candidate) -> FloatArray:
+        """Return the wishes that a candidate fulfils: its keep ratios and, with `costs`, what it spends; shape [D]."""
+        kept = ratios(self.space, candidate)
+        if not self.costs:
+            return kept
+        spent = (self._spent(candidate) - self.least_share) / max(1 - self.least_share, 1e-9)
+        return np.append(kept, np.clip(spent, 0, 1))
+
+    def uniform(self, share: float = 1.0) -> Candidate:
         """Return the candidate with one keep ratio for all groups, the largest within the budget, and then filled."""
-        return self.project(np.ones(len(self.space.groups)))
+        return self.space.project([1.0] * len(self.space.groups), self.budget.scaled(share))
+
+    def _spent(self, candidate: Candidate) -> float:
+        """Return the share of the budget that a candidate needs: of several limits, of the tightest."""
+        row = np.array([candidate], dtype=np.int64)
+        return max(float(self.space.cost(cost, row)[0]) / limit for cost, limit in self._limits.items())

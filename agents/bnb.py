@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autoprune.agents.base import Agent
+from autoprune.agents.base import Agent, check_count
 from autoprune.agents.kbest import KBest
 from autoprune.agents.table import Table, given
 from autoprune.search_spaces.budget import Budget
-from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import Space, check_budget
 from autoprune.search_spaces.types import Candidate
 
@@ -54,8 +53,7 @@ class BnBAgent(Agent):
     def __init__(
         self, space: Space, budget: Budget, *, seed: int, table: Table | None = None, max_nodes: int = 10_000
     ) -> None:
-        if not isinstance(max_nodes, int) or max_nodes < 1:
-            raise UserError(f"`max_nodes` of agent 'bnb' must be an integer of 1 or more, but got {max_nodes!r}.")
+        check_count("bnb", "max_nodes", max_nodes)
         super().__init__(space, budget, seed=seed)
         self.table = given(table, space) or Table.stand_in(space)
         self._search = KBest(space, check_budget(space, budget), self.table, max_nodes=max_nodes)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from autoprune.agents.base import trial_rng
-from autoprune.agents.moves import ratios
+from autoprune.agents.base import check_count, trial_rng
 from autoprune.agents.table import Table
 from autoprune.agents.warm import WarmAgent
 from autoprune.search_spaces.budget import Budget
-from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import Space
 from autoprune.search_spaces.types import Candidate
 
@@ -24,6 +24,8 @@ class EvolutionAgent(WarmAgent):
 
     Args:
         table: losses by group and level; it gives the second candidate of the warm start.
+        costs: to be minimised beside the score; the best trials are then those that nobody dominates, the least
+            crowded first, and a switch or a crossover may change what is spent.
         population: how many of the best trials breed, at least 2.
 
     Source: Sieberling et al. 2024, "EvoPress", arXiv:2410.14649, sec. 3 (level switch; the number of switches is the
@@ -32,25 +34,30 @@ class EvolutionAgent(WarmAgent):
     """
 
     def __init__(
-        self, space: Space, budget: Budget, *, seed: int, table: Table | None = None, population: int = 10
+        self,
+        space: Space,
+        budget: Budget,
+        *,
+        seed: int,
+        table: Table | None = None,
+        costs: Sequence[str] = (),
+        population: int = 10,
     ) -> None:
-        if not isinstance(population, int) or population < 2:
-            raise UserError(f"`population` of agent 'evolution' must be an integer of 2 or more, got {population!r}.")
-        super().__init__(space, budget, seed=seed, table=table)
+        check_count("evolution", "population", population, least=2)
+        super().__init__(space, budget, seed=seed, table=table, costs=costs)
         self._population = population
 
     def propose(self, number: int) -> Candidate:
         rng = trial_rng(self.seed, number)
-        best = sorted(self.complete, key=lambda done: -done[0])[: self._population]  # of equal ones the older
-        parents = [candidate for _, candidate in best] or [self.warm[0]]
+        parents = self.best(self._population) or self.warm[:1]
         return self.untried(lambda: self._breed(parents, rng), rng)
 
     def _breed(self, parents: list[Candidate], rng: np.random.Generator) -> Candidate:
         first, second = (parents[int(rng.integers(len(parents), size=2).min())] for _ in range(2))
         child = first
         if rng.random() < 0.5 and first != second:
-            mask = rng.random(len(first)) < 0.5
-            child = self.project(np.where(mask, ratios(self.space, first), ratios(self.space, second)))
+            mask = rng.random(self.num_wishes) < 0.5
+            child = self.project(np.where(mask, self.executed(first), self.executed(second)))
         for _ in range(int(rng.integers(1, 4, size=2).min())):
             child = self.exchanged(child, rng)
         return child

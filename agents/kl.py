@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from autoprune.agents.base import trial_rng
+from autoprune.agents.base import check_count, trial_rng
 from autoprune.agents.moves import descend, improve
 from autoprune.agents.table import Table
 from autoprune.agents.warm import WarmAgent
@@ -133,9 +133,8 @@ class KLAgent(WarmAgent):
     ) -> None:
         if not hot >= cold > 0 or not np.isfinite(hot):
             raise UserError(f"Agent 'kl' needs temperatures hot >= cold > 0, but got {hot!r} and {cold!r}.")
-        for name, value, least in (("period", period, 2), ("sweeps", sweeps, 1)):
-            if not isinstance(value, int) or value < least:
-                raise UserError(f"`{name}` of agent 'kl' must be an integer of {least} or more, but got {value!r}.")
+        check_count("kl", "period", period, least=2)
+        check_count("kl", "sweeps", sweeps)
         super().__init__(space, budget, seed=seed, table=table)
         self._table = self.table or Table.stand_in(space)
         self._hot, self._cold, self._period, self._sweeps = hot, cold, period, sweeps

@@ -11,7 +11,7 @@ import numpy as np
 
 from autoprune.agents.table import Table
 from autoprune.search_spaces.projection import Space, within
-from autoprune.search_spaces.types import FloatArray, IntArray
+from autoprune.search_spaces.types import IntArray
 
 _STEPS = 4
 """Most levels that one exchange moves a group."""
@@ -106,10 +106,3 @@ def first_fit(space: Space, limits: Mapping[str, float], candidates: IntArray) -
             found: IntArray = candidates[start + fitting[0]]
             return found
     return None
-
-
-def ratios(space: Space, candidate: IntArray | tuple[int, ...]) -> FloatArray:
-    """Return the keep ratios [G] of a candidate."""
-    units = space.level_units
-    kept: FloatArray = units[np.arange(len(units)), np.asarray(candidate)] / units[:, -1]
-    return kept

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 from optuna.samplers import BaseSampler, TPESampler
 
-from autoprune.agents.base import trial_rng
-from autoprune.agents.samplers import SamplerAgent, check_count
+from autoprune.agents.base import check_count, trial_rng
+from autoprune.agents.samplers import SamplerAgent
 from autoprune.agents.table import Table
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.projection import Space
@@ -32,6 +32,7 @@ class TPEAgent(SamplerAgent):
 
     Args:
         table: losses by group and level; its best candidate is then the second proposal.
+        costs: to be minimised beside the score; good are then the trials that few dominate.
         n_startup: trials with a score or bound before the model is used, the uniform one among them, at least 1.
         n_ei_candidates: draws from the density of good trials, of which the best is taken.
 
@@ -47,12 +48,13 @@ class TPEAgent(SamplerAgent):
         *,
         seed: int,
         table: Table | None = None,
+        costs: Sequence[str] = (),
         n_startup: int = 10,
         n_ei_candidates: int = 24,
     ) -> None:
         check_count("tpe", "n_startup", n_startup)
         check_count("tpe", "n_ei_candidates", n_ei_candidates)
-        super().__init__(space, budget, seed=seed, table=table)
+        super().__init__(space, budget, seed=seed, table=table, costs=costs)
         self._n_startup = n_startup
         self._n_ei_candidates = n_ei_candidates
 
@@ -68,7 +70,7 @@ class TPEAgent(SamplerAgent):
         if self.num_usable >= self._n_startup:
             yield from islice(self.draw(rng), _REDRAWS)
         for _ in range(_REDRAWS):
-            yield rng.random(len(self.space.groups))
+            yield rng.random(self.num_wishes)
 
     def sampler(self, seed: int) -> BaseSampler:
         # n_startup_trials=1: when the model is used is decided here. constant_liar is for unfinished trials of other

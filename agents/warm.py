@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from autoprune.agents.base import Agent, Trial
+from autoprune.agents.base import FRONT_SHARES, Agent, Trial
+from autoprune.agents.dominance import leaders, objective_array
 from autoprune.agents.kbest import KBest
-from autoprune.agents.moves import ratios
 from autoprune.agents.table import Table, given
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.projection import Space, check_budget
@@ -24,6 +24,8 @@ _REDRAWS = 10
 class WarmAgent(Agent):
     """An agent that begins with the uniform candidate and, given a table, the best by it; then it proposes its own.
 
+    With `costs` it begins with those of several shares of the budget.
+
     Attributes:
         table: losses by group and level, None where there is none.
         warm: what comes first.
@@ -31,16 +33,21 @@ class WarmAgent(Agent):
         complete: score and candidate of the complete trials, in their order.
     """
 
-    def __init__(self, space: Space, budget: Budget, *, seed: int, table: Table | None = None) -> None:
-        super().__init__(space, budget, seed=seed)
+    def __init__(
+        self, space: Space, budget: Budget, *, seed: int, table: Table | None = None, costs: Sequence[str] = ()
+    ) -> None:
+        super().__init__(space, budget, seed=seed, costs=costs)
         self.table = given(table, space)
         self.tried: set[Candidate] = set()
         self.complete: list[tuple[float, Candidate]] = []
-        self.warm = [self.uniform()]
-        if self.table is not None:
-            best = next(iter(KBest(space, check_budget(space, budget), self.table, max_nodes=_MAX_NODES)))
-            if best not in self.warm:
-                self.warm.append(best)
+        warm = []
+        for share in FRONT_SHARES if costs else (1.0,):
+            share = max(share, self.least_share)
+            warm.append(self.uniform(share))
+            if self.table is not None:
+                limits = check_budget(space, budget.scaled(share))
+                warm.append(next(iter(KBest(space, limits, self.table, max_nodes=_MAX_NODES))))
+        self.warm = list(dict.fromkeys(warm))
 
     def ask(self, number: int) -> Candidate:
         done = len(self.trials)
@@ -51,6 +58,11 @@ class WarmAgent(Agent):
         self.tried.add(trial.candidate)
         if trial.state == "complete" and trial.score is not None:
             self.complete.append((trial.score, trial.candidate))
+
+    def best(self, count: int) -> list[Candidate]:
+        """Return the best complete candidates, best first: by score, with `costs` by domination and crowding."""
+        trials = [trial for trial in self.trials if trial.state == "complete"]
+        return [trials[index].candidate for index in leaders(objective_array(trials, self.costs), count)]
 
     @abstractmethod
     def propose(self, number: int) -> Candidate:
@@ -69,12 +81,12 @@ class WarmAgent(Agent):
         """Return a neighbour: one group's keep ratio higher, another's lower, the rest shifted to meet the budget.
 
         The changes are drawn from (0, `scale`], small ones more often; they grow until the projection is another
-        candidate than this one, or a few draws have failed (a space may have one candidate only).
+        candidate than this one, or a few draws have failed (a space may have one candidate only). With `costs`, what
+        may be spent is one more coordinate that may go up or down.
         """
-        num_groups = len(self.space.groups)
         for widen in range(1, 9):
-            wishes = ratios(self.space, candidate)
-            up, down = rng.integers(num_groups, size=2)
+            wishes = self.executed(candidate)
+            up, down = rng.integers(self.num_wishes, size=2)
             rise, fall = widen * scale * rng.random(2) ** 2
             wishes[up] += rise
             wishes[down] -= fall

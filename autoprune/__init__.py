@@ -9,6 +9,7 @@ Names load when used, so that ``autoprune --help`` does not wait for torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -59,11 +60,21 @@ _HOMES = {
 __all__ = [*sorted(_HOMES), "__version__"]
 
 
+def _register_environment() -> None:
+    """Make ``autoprune/Pruning-v0`` known to Gymnasium, which does not look for environments on its own."""
+    importlib.import_module("autoprune.agents")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'autoprune' has no attribute {name!r}")
+    _register_environment()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "gymnasium" in sys.modules:  # else with the first name that is used: Gymnasium need not be loaded for --help
+    _register_environment()

@@ -21,8 +21,8 @@ import torch
 from torch import nn
 
 import autoprune
-from autoprune.agents import agent_class, make_agent
-from autoprune.agents.base import Trial
+from autoprune.agents import agent_class, make_agent, option_names
+from autoprune.agents.base import FRONT_SHARES, Trial
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.controller import Controller, Seat, describe_error
@@ -36,7 +36,7 @@ from autoprune.importance import Loss, collect, describe_importance, reads_data,
 from autoprune.latency import LatencyTable, describe
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
-from autoprune.prior import takes_table, with_prior
+from autoprune.prior import with_prior
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.races import Races, check_race
 from autoprune.scores import Score
@@ -45,7 +45,7 @@ from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT, ERROR
-from autoprune.study import Study, check_new
+from autoprune.study import Study, check_new, objectives
 from autoprune.tables import format_score
 from autoprune.workbench import (
     TABLE,
@@ -98,7 +98,8 @@ def search(
     prior: str = "kl",
     trials: int = 100,
     seed: int = 0,
-    sweep: Sequence[float] = (1.0,),
+    aim: str = "score",
+    sweep: Sequence[float] | None = None,
     score: str | Score = "accuracy",
     importance: str = "l2",
     importance_samples: int = 1024,
@@ -141,7 +142,10 @@ def search(
             such a table; ``off`` does not.
         trials: how many candidates to evaluate.
         seed: of everything random; the same seed gives the same trials.
+        aim: ``score``, the best score within the budget; or ``front``, a front of sizes within it, for which agents
+            look by themselves where they can, and by a sweep where they cannot.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8, 0.6)`` for a front of several sizes.
+            None for the whole budget only, or what `aim` asks for.
         score: ``accuracy``, ``top5``, ``worst_class_accuracy``, ``kl`` (no labels needed), a `WorstOf`, or a function
             (model, batches) -> float, higher is better.
         importance: by which units are ranked: ``l1``, ``l2``, ``fpgm``, ``bn_scale``, ``apoz``, ``mean_activation``,
@@ -201,7 +205,8 @@ def search(
         prior=prior,
         trials=trials,
         seed=seed,
-        sweep=tuple(sweep),
+        aim=aim,
+        sweep=tuple(_default_sweep(agent, aim) if sweep is None else sweep),
         score=score if isinstance(score, str) else FROM_PYTHON,
         importance=importance,
         importance_samples=importance_samples,
@@ -356,12 +361,20 @@ def _predictor(bench: Workbench) -> Callable[[Candidate], float] | None:
 def _seats(bench: Workbench) -> list[Seat]:
     """One agent for each share of the budget."""
     config = bench.config
-    given = bench.prior is not None and takes_table(config.agent)
-    options = {"table": bench.prior, **config.agent_options} if given else config.agent_options
+    options = dict(config.agent_options)
+    if bench.prior is not None and "table" in option_names(config.agent):
+        options.setdefault("table", bench.prior)
+    if config.aim == "front" and "costs" in option_names(config.agent):
+        options.setdefault("costs", objectives(config.budget)[1:])
     return [
         Seat(make_agent(config.agent, bench.space, bench.budget.scaled(share), seed=config.seed, **options), share)
         for share in config.sweep
     ]
+
+
+def _default_sweep(agent: str, aim: str) -> Sequence[float]:
+    """Shares of the budget for a search that was given none."""
+    return FRONT_SHARES if aim == "front" and "costs" not in option_names(agent) else (1.0,)
 
 
 def _order(bench: Workbench, seats: Sequence[Seat], run: Path | None = None) -> list[int] | None:

@@ -87,7 +87,9 @@ NewRun = Annotated[
 Agent = Annotated[
     str,
     typer.Option(
-        help="Who proposes: tpe, gp, greedy, annealing, evolution, bnb, kl, random, uniform.", rich_help_panel=SEARCH
+        help="Who proposes: tpe, gp, cmaes, nsga2, greedy, annealing, evolution, ddpg, sb3:NAME, bnb, kl, random, "
+        "uniform.",
+        rich_help_panel=SEARCH,
     ),
 ]
 AgentArg = Annotated[
@@ -108,12 +110,19 @@ Seed = Annotated[
         help="Of everything random in the search; the split of the data does not depend on it.", rich_help_panel=SEARCH
     ),
 ]
+Aim = Annotated[
+    str,
+    typer.Option(
+        help="score: the best score within the budget. front: also smaller subnets, for a front of many sizes.",
+        rich_help_panel=SEARCH,
+    ),
+]
 Sweep = Annotated[
     list[float] | None,
     typer.Option(
         metavar="SHARE",
         help="Make trials for this share of the budget, in turn with the others given: --sweep 1 --sweep 0.6 gives "
-        "a front of two sizes. Default: 1.",
+        "a front of two sizes. Default: 1, or what --aim front needs.",
         rich_help_panel=SEARCH,
     ),
 ]

@@ -35,12 +35,14 @@ PRIORS = ("kl", "off")
 FROM_PYTHON = "python"
 """Stands for a scoring function that was handed over in Python."""
 
+AIMS = ("score", "front")
+
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
     "run": ("format", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
-    "search": ("budget", "agent", "agent_options", "prior", "trials", "seed", "sweep"),
+    "search": ("budget", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
     "score": (
         "score",
         "importance",
@@ -76,6 +78,7 @@ class SearchConfig:
         agent: name of the agent; `agent_options` are its own settings.
         prior: ``kl``, a table measured before the first trial for agents that take one, or ``off``.
         trials: planned number of trials, those already done included.
+        aim: ``score``, the best score within the budget, or ``front``, also what is smaller and scores less.
         sweep: shares of the budget that trials are made for in turn; ``(1.0, 0.8)`` gives a front of several sizes.
         score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
         importance: criterion that ranks the units.
@@ -111,6 +114,7 @@ class SearchConfig:
     prior: str = "kl"
     trials: int = 100
     seed: int = 0
+    aim: str = "score"
     sweep: tuple[float, ...] = (1.0,)
     score: str = "accuracy"
     importance: str = "l2"
@@ -150,6 +154,8 @@ class SearchConfig:
                 raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
         if self.prior not in PRIORS:
             raise unknown("prior", self.prior, PRIORS)
+        if self.aim not in AIMS:
+            raise unknown("aim", self.aim, AIMS)
         if self.bounds not in BOUNDS:
             raise unknown("bounds", self.bounds, BOUNDS)
         if not self.tolerance >= 0:

@@ -1,6 +1,6 @@
-"""The Pareto front: who is dominated by nobody, how much the front covers, which points to show.
+"""The Pareto front: how much it covers, which of its points to show.
 
-Objective arrays have shape [n, objectives] and are all minimised: a score enters negated (`objective_array`).
+Objective arrays have shape [n, objectives] and are all minimised: a score enters negated (`agents.dominance`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autoprune.agents.base import Trial
-from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
+from autoprune.agents.dominance import non_dominated, objective_array
+from autoprune.search_spaces.types import Candidate, FloatArray
 
 if TYPE_CHECKING:
     from autoprune.measure import Latency
@@ -76,27 +77,6 @@ class FrontPoint:
                 "path": None if values["path"] is None else Path(values["path"]),
             }
         )
-
-
-def objective_array(trials: Sequence[Trial], costs: Sequence[str]) -> FloatArray:
-    """Objectives to minimise, shape [trials, 1 + costs]: minus the score, then each cost of `costs`."""
-    rows = [[-(trial.score or 0.0), *(trial.costs[name] for name in costs)] for trial in trials]
-    return np.array(rows, dtype=np.float64).reshape(len(trials), 1 + len(costs))
-
-
-def non_dominated(objectives: FloatArray) -> IntArray:
-    """Indices, ascending, of the rows that no other row dominates; of equal rows the first.
-
-    A row dominates another if it is nowhere larger and somewhere smaller.
-    """
-    count = len(objectives)
-    keep = np.ones(count, dtype=bool)
-    for index in range(count):
-        no_larger = (objectives <= objectives[index]).all(axis=1)
-        smaller = (objectives < objectives[index]).any(axis=1)
-        twin_before = ~smaller & (np.arange(count) < index)
-        keep[index] = not (no_larger & (smaller | twin_before)).any()
-    return np.flatnonzero(keep)
 
 
 def hypervolume(objectives: FloatArray, reference: FloatArray) -> float:

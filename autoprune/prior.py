@@ -6,13 +6,12 @@ own file, in as much detail as is asked for, and changes no proposal of a study 
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from autoprune.agents import agent_class
+from autoprune.agents import option_names
 from autoprune.agents.table import Table
 from autoprune.config import SearchConfig
 from autoprune.controller import describe_error
@@ -55,12 +54,7 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
 
 def takes_prior(config: SearchConfig) -> bool:
     """Whether a study has use for a table."""
-    return config.prior == "kl" and (config.heuristic or takes_table(config.agent))
-
-
-def takes_table(agent: str) -> bool:
-    """Whether an agent can be given one."""
-    return "table" in inspect.signature(agent_class(agent)).parameters
+    return config.prior == "kl" and (config.heuristic or "table" in option_names(config.agent))
 
 
 def as_table(measured: KLTable) -> Table:

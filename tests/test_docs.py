@@ -46,6 +46,11 @@ def test_guide_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "small.onnx").is_file()
 
 
+def test_examples_of_the_agents_run() -> None:
+    (example,) = blocks(ROOT / "docs" / "agents.md", "python")
+    exec(compile(example, "agents.md", "exec"), {})
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_options_exist(page: Path) -> None:
     for name, *arguments in commands_in(page):

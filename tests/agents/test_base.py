@@ -28,8 +28,8 @@ def test_unknown_agent_and_option() -> None:
         make_agent("tpa", space, budget, seed=0)
     with pytest.raises(UserError, match=r"option of agent 'tpe': 'n_start'\. Did you mean 'n_startup'"):
         make_agent("tpe", space, budget, seed=0, n_start=5)
-    with pytest.raises(UserError, match="'random' takes no options, but got 'n_startup'"):
-        make_agent("random", space, budget, seed=0, n_startup=5)
+    with pytest.raises(UserError, match="'uniform' takes no options, but got 'n_startup'"):
+        make_agent("uniform", space, budget, seed=0, n_startup=5)
 
 
 def test_agents_are_loaded_when_used() -> None:

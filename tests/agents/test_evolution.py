@@ -4,11 +4,15 @@ from autoprune.agents import make_agent
 from autoprune.search_spaces.budget import Budget
 from tests.agents.oracles import random_table
 from tests.agents.searching import hard_table, mean_best_loss
-from tests.contracts.agent_contract import AgentContract, play
+from tests.contracts.agent_contract import AgentContract, FrontContract, play
 from tests.fakes import chain_space, tiny_space
 
 
 class TestEvolutionAgent(AgentContract):
+    name = "evolution"
+
+
+class TestEvolutionAgentForAFront(FrontContract):
     name = "evolution"
 
 

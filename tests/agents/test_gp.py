@@ -7,7 +7,7 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from tests.agents.oracles import random_table
 from tests.agents.searching import hard_table, mean_best_loss
-from tests.contracts.agent_contract import AgentContract, play
+from tests.contracts.agent_contract import AgentContract, FrontContract, play
 from tests.fakes import chain_space, tiny_space
 
 BUDGET = Budget.parse("macs=0.5x")
@@ -17,6 +17,13 @@ class TestGPAgent(AgentContract):
     name = "gp"
     options = {"n_startup": 6}  # noqa: RUF012
     num_trials = 14
+
+
+@pytest.mark.slow
+class TestGPAgentForAFront(FrontContract):
+    name = "gp"
+    options = {"n_startup": 6, "costs": ["macs"]}  # noqa: RUF012
+    num_trials = 12
 
 
 @pytest.mark.slow
@@ -31,6 +38,16 @@ def test_begins_with_the_uniform_candidate_and_the_best_by_the_table() -> None:
     trials = play(make_agent("gp", tiny_space(), BUDGET, seed=0, table=table), range(2))
     best = make_agent("bnb", tiny_space(), BUDGET, seed=0, table=table).ask(0)
     assert [trial.candidate for trial in trials] == [tiny_space().project([1.0] * 5, BUDGET), best]
+
+
+def test_a_search_for_a_front_resumes_where_it_was() -> None:
+    """In short what the slow contract tests at length."""
+    agent, resumed = (make_agent("gp", tiny_space(), BUDGET, seed=0, costs=["macs"], n_startup=6) for _ in range(2))
+    whole = play(agent, range(10))
+    for trial in whole[:8]:
+        resumed.tell(trial)
+    assert play(resumed, range(8, 10)) == whole[8:]
+    assert min(trial.costs["macs"] for trial in whole) < 0.5 * max(trial.costs["macs"] for trial in whole)
 
 
 def test_no_candidate_twice_and_no_model_of_hundreds_of_trials() -> None:

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from autoprune.agents import make_agent
 from autoprune.search_spaces.budget import Budget
-from tests.contracts.agent_contract import AgentContract, play
+from tests.contracts.agent_contract import AgentContract, FrontContract, play
 from tests.fakes import random_space
 
 
 class TestRandomAgent(AgentContract):
     name = "random"
+
+
+class TestRandomAgentForAFront(FrontContract):
+    name = "random"
+    learns = False
 
 
 def test_seeds_differ_and_proposals_do_not_repeat() -> None:

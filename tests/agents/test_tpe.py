@@ -13,7 +13,7 @@ from autoprune.agents.base import State
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
-from tests.contracts.agent_contract import AgentContract, play
+from tests.contracts.agent_contract import AgentContract, FrontContract, play
 from tests.fakes import FakeSpace, chain_space, tiny_space
 
 BUDGET = Budget.parse("macs=0.5x")
@@ -21,6 +21,10 @@ Outcomes: TypeAlias = Mapping[Candidate, tuple[State, float | None]]
 
 
 class TestTPEAgent(AgentContract):
+    name = "tpe"
+
+
+class TestTPEAgentForAFront(FrontContract):
     name = "tpe"
 
 

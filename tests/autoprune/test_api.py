@@ -67,6 +67,21 @@ def test_search_in_two_sessions_equals_one(tmp_path: Path) -> None:
     assert again.front == parts.front  # nothing was done again: even the latencies are those measured before
 
 
+@pytest.mark.parametrize("agent", ["nsga2", "greedy"])
+def test_search_for_a_front_in_two_sessions_equals_one(tmp_path: Path, agent: str) -> None:
+    """One agent is told the costs, and the other gets a seat for each share of the budget."""
+    options = {"population": 3} if agent == "nsga2" else {}
+    settings = {**SETTINGS, "points": 1, "budget": ["macs=0.6x", "params=0.7x"], "aim": "front", "agent": agent}
+    settings["agent_options"] = options
+    whole = ap.search(tiny_net(), **loaders(), **settings, trials=12, run=tmp_path / "whole")
+    ap.search(tiny_net(), **loaders(), **settings, trials=5, run=tmp_path / "parts")
+    parts = ap.resume(tmp_path / "parts", trials=7, model=tiny_net(), **loaders())
+    assert content(parts) == content(whole)
+    sizes = {trial.costs["macs"] for trial in whole.trials}
+    assert min(sizes) < 0.6 * max(sizes)
+    assert len({trial.share for trial in whole.trials}) == (1 if agent == "nsga2" else 5)
+
+
 def test_resume_refuses_what_is_not_the_same(tmp_path: Path) -> None:
     ap.search(tiny_net(), **loaders(), **SETTINGS, trials=1, run=tmp_path / "r")
     other = tiny_net()
@@ -150,6 +165,7 @@ def test_absolute_latency_that_is_missed_is_said_so(tmp_path: Path) -> None:
         ({"formats": ["onx"]}, "Did you mean 'onnx'"),
         ({"trials": 0}, "`trials` must be"),
         ({"sweep": (1.0, 1.5)}, "`sweep` must"),
+        ({"aim": "size"}, "Unknown aim 'size'"),
         ({"device": "tpu"}, "Unknown device"),
         ({"data": "digitz"}, "Did you mean 'digits'"),
         ({"data": None}, "needs data"),

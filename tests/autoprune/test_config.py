@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ FULL = SearchConfig(
     search_size=0.25,
     budget=("macs=0.5x", "latency=8ms"),
     agent_options={"startup": 5},
+    aim="front",
     sweep=(1.0, 0.8),
     finetune={"epochs": 2, "lr": 0.05, "ema": None},
     formats=("onnx",),
@@ -45,6 +47,7 @@ def test_torn_temporary_file_is_not_read(tmp_path: Path) -> None:
         ("trials = 100", "trials = ", "damaged"),
         ("trials = 100", "trials = 0", "`trials` must be"),
         ("trials = 100", 'trials = "60"', "`trials` must be"),
+        ('aim = "front"', 'aim = "fronts"', "Did you mean 'front'"),
         ("trials = 100", "trails = 100", "Did you mean 'trials'"),
         ("[search]", "[serach]", "Did you mean 'search'"),
         ("budget", "# budget", "damaged|lacks"),
@@ -57,6 +60,13 @@ def test_unreadable_file_names_the_reason(tmp_path: Path, old: str, new: str, me
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError, match=message):
         SearchConfig.read(tmp_path)
+
+
+def test_a_file_written_before_there_was_an_aim(tmp_path: Path) -> None:
+    FULL.write(tmp_path)
+    path = tmp_path / FILE
+    path.write_text(path.read_text().replace('aim = "front"\n', ""))
+    assert SearchConfig.read(tmp_path) == replace(FULL, aim="score")
 
 
 def test_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from optuna._hypervolume import compute_hypervolume
 
 from autoprune.agents.base import Trial
-from autoprune.front import choose, front, hypervolume, knee, non_dominated, objective_array
+from autoprune.agents.dominance import crowding, leaders, non_dominated, objective_array
+from autoprune.front import choose, front, hypervolume, knee
 
 rows = st.integers(1, 3).flatmap(
     lambda width: st.lists(st.lists(st.integers(0, 5), min_size=width, max_size=width), min_size=1, max_size=12)
@@ -37,6 +38,16 @@ def test_non_dominated_by_definition(values: list[list[int]]) -> None:
         if not any(dominates(other, row) for other in values) and row not in values[:i]
     ]
     assert non_dominated(objectives).tolist() == expected
+
+
+def test_leaders_by_hand() -> None:
+    #               front          dominated by the first one       twin of the first
+    rows = np.array([[0, 9], [4, 4], [5, 3], [9, 0], [1, 9], [5, 5], [0, 9]], dtype=float)
+    assert crowding(rows[:4]) == pytest.approx([np.inf, 5 / 9 + 6 / 9, 5 / 9 + 4 / 9, np.inf])
+    # the ends first, then the least crowded; what the first front dominates comes after it
+    assert leaders(rows, 9).tolist() == [0, 3, 1, 2, 5, 6, 4]
+    assert leaders(rows, 3).tolist() == [0, 3, 1]
+    assert leaders(rows[:, 1:], 3).tolist() == [3, 2, 1]
 
 
 @given(rows)

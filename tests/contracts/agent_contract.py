@@ -1,4 +1,7 @@
-"""What every agent promises, written once: subclass `AgentContract`, name the agent, and it is tested."""
+"""What every agent promises, written once: subclass `AgentContract`, name the agent, and it is tested.
+
+An agent that takes `costs` is tested a second time, by `FrontContract`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ import pytest
 from autoprune.agents import Agent, Trial, make_agent
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
-from autoprune.search_spaces.projection import is_feasible
+from autoprune.search_spaces.projection import Space, is_feasible
 from autoprune.search_spaces.types import Candidate
 from tests.fakes import FakeSpace, chain_space, random_space, tiny_space
 from tests.layout import ROOT
@@ -29,22 +32,27 @@ BUDGETS = {
 }
 
 
-def outcome(number: int, candidate: Candidate) -> Trial:
+def costs_of(space: Space, candidate: Candidate) -> dict[str, float]:
+    return {name: float(space.cost(name, np.array([candidate]))[0]) for name in space.cost_names}
+
+
+def outcome(number: int, candidate: Candidate, costs: dict[str, float]) -> Trial:
     """Return a trial of every kind in turn; scores prefer some groups to others."""
     score = -sum((group + 1) * (level - 3) ** 2 for group, level in enumerate(candidate)) / 10
     if number % 5 == 3:
-        return Trial(number=number, candidate=candidate, state="failed", score=None, message="NaN loss")
+        return Trial(number=number, candidate=candidate, state="failed", score=None, costs=costs, message="NaN")
     if number % 5 == 4:
         bound = score + 1 if number % 2 else None
-        return Trial(number=number, candidate=candidate, state="cut", score=bound, message="below the front")
-    return Trial(number=number, candidate=candidate, state="complete", score=score)
+        return Trial(number=number, candidate=candidate, state="cut", score=bound, costs=costs, message="cut")
+    return Trial(number=number, candidate=candidate, state="complete", score=score, costs=costs)
 
 
 def play(agent: Agent, numbers: Sequence[int]) -> list[Trial]:
     """Ask and tell, as the controller does."""
     trials = []
     for number in numbers:
-        trials.append(outcome(number, agent.ask(number)))
+        candidate = agent.ask(number)
+        trials.append(outcome(number, candidate, costs_of(agent.space, candidate)))
         agent.tell(trials[-1])
     return trials
 
@@ -124,7 +132,9 @@ class AgentContract:
     def test_survives_when_no_trial_completes(self, state: str) -> None:
         agent = self.make()
         for number in range(self.num_trials):
-            trial = Trial(number=number, candidate=agent.ask(number), state=state, score=None)  # type: ignore[arg-type]
+            candidate = agent.ask(number)
+            costs = costs_of(agent.space, candidate)
+            trial = Trial(number=number, candidate=candidate, state=state, score=None, costs=costs)  # type: ignore[arg-type]
             agent.tell(trial)
             assert is_feasible(agent.space, trial.candidate, agent.budget)
 
@@ -134,7 +144,8 @@ class AgentContract:
             for number in range(self.num_trials):
                 candidate = agent.ask(number)
                 assert is_feasible(agent.space, candidate, agent.budget)
-                agent.tell(Trial(number=number, candidate=candidate, state="complete", score=score))
+                costs = costs_of(agent.space, candidate)
+                agent.tell(Trial(number=number, candidate=candidate, state="complete", score=score, costs=costs))
 
     @pytest.mark.parametrize("widths", [[4], [4, 12], [4, 4, 4]], ids=["one candidate", "a fixed group", "all fixed"])
     def test_groups_with_a_single_level(self, widths: list[int]) -> None:
@@ -168,3 +179,41 @@ class AgentContract:
             self.make(-1)
         with pytest.raises(UserError, match="no_such_option"):
             make_agent(self.name, tiny_space(), Budget.parse("macs=0.5x"), seed=0, no_such_option=1)
+
+
+class FrontContract(AgentContract):
+    """As `AgentContract`, for an agent that looks for the front of the score and of `costs`."""
+
+    options: ClassVar[dict[str, Any]] = {"costs": ["macs", "params"]}
+    learns: ClassVar[bool] = True
+
+    def test_proposes_large_and_small_candidates(self) -> None:
+        macs = [trial.costs["macs"] for trial in play(self.make(), range(self.num_trials))]
+        limit = Budget.parse("macs=0.5x").resolve(tiny_space().cost_dict(tiny_space().dense))["macs"]
+        shares = np.array(macs) / limit
+        assert shares.max() > 0.9
+        assert 0.25 < shares.min() < 0.5  # from 0.4 of the budget on, which rounding misses on so small a space
+        assert ((shares > 0.5) & (shares < 0.9)).any()
+
+    def test_proposals_follow_the_costs_that_are_told(self) -> None:
+        """Where large candidates score no better they are dominated, and a learning agent makes few of them."""
+
+        def mean_macs(worth: float) -> float:
+            agent, macs = self.make(space=chain_space([64] * 8, step=2)), []
+            for number in range(2 * self.num_trials):
+                costs = costs_of(agent.space, candidate := agent.ask(number))
+                score = worth * costs["macs"] - 1e-9 * number
+                agent.tell(Trial(number=number, candidate=candidate, state="complete", score=score, costs=costs))
+                macs.append(costs["macs"])
+            return float(np.mean(macs[self.num_trials :]))
+
+        if self.learns:
+            assert mean_macs(0) < 0.9 * mean_macs(1)
+        else:
+            assert mean_macs(0) == mean_macs(1)
+
+    def test_costs_that_the_space_cannot_tell(self) -> None:
+        with pytest.raises(UserError, match=r"Unknown cost of an agent: 'mac'\. Did you mean 'macs'"):
+            make_agent(self.name, tiny_space(), Budget.parse("macs=0.5x"), seed=0, costs=["mac"])
+        with pytest.raises(UserError, match="takes a list of names"):
+            make_agent(self.name, tiny_space(), Budget.parse("macs=0.5x"), seed=0, costs="macs")
