@@ -31,7 +31,7 @@ def failed(result: Result, *words: str) -> bool:
     """One line on stderr that begins with ``error:`` and holds the words; exit code 2; no traceback."""
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
-    progress = ("Searching", "Measuring", "The dense model")
+    progress = ("Searching", "Measuring", "Profiling", "The dense model")
     lines = [line for line in result.stderr.splitlines() if not line.startswith(progress)]
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
