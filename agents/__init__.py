@@ -24,6 +24,7 @@ __all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "trial_rng"]
 
 AGENTS: dict[str, str] = {
     "annealing": "autoprune.agents.annealing:AnnealingAgent",
+    "auto": "autoprune.agents.auto:AutoAgent",
     "bnb": "autoprune.agents.bnb:BnBAgent",
     "evolution": "autoprune.agents.evolution:EvolutionAgent",
     "gp": "autoprune.agents.gp:GPAgent",

@@ -1,0 +1,7 @@
+from __future__ import annotations
+
+from tests.contracts.agent_contract import AgentContract
+
+
+class TestAutoAgent(AgentContract):
+    name = "auto"
