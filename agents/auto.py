@@ -49,7 +49,7 @@ class AutoAgent(WarmAgent):
 
     def propose(self, number: int) -> Candidate:
         rng = trial_rng(self.seed, number)
-        landscape = self._surrogate.draw(rng)
+        landscape = self._surrogate.draw(rng, scale=float(rng.random()))
         start = max(self.complete, key=lambda done: done[0], default=(0.0, self.warm[0]))[1]
-        found = best_untried(self.space, self._limits, landscape, start, self.tried)
+        found = best_untried(self.space, self._limits, landscape, start, self.tried, rng)
         return self.untried(lambda: found, rng)

@@ -19,6 +19,8 @@ _BATCH = 64
 """Candidates priced at once, in the order of their losses."""
 _MOST = 1024
 """Better candidates that are priced before none of them is taken to fit."""
+_KICKS, _KICKED = 3, 3
+"""Local searches after the first, and draws of groups that are cut before each."""
 _SLACK = 1.02
 """Limit, for exchanges, on the cost that is foretold by adding up what both changes cost: it is not exact."""
 
@@ -46,27 +48,36 @@ class Landscape:
 
 
 def best_untried(
-    space: Space, limits: Mapping[str, float], landscape: Landscape, start: Candidate, tried: Collection[Candidate]
+    space: Space,
+    limits: Mapping[str, float],
+    landscape: Landscape,
+    start: Candidate,
+    tried: Collection[Candidate],
+    rng: np.random.Generator,
 ) -> Candidate:
-    """Return where the best exchanges lead from a candidate that fits; if that was tried, the best one around it.
+    """Return the lowest of what a few local searches meet, each from where the best of them ended, that was not tried.
 
-    What was tried comes back only where all its neighbours were tried or do not fit.
+    The first begins at `start`, which fits; the others where some groups of the lowest candidate so far were cut
+    further at random: single exchanges alone would end at the same place, trial after trial. If all ends were tried,
+    it is the best exchange around the lowest that was not; one that was comes back only where all of these were tried
+    or do not fit.
     """
-    levels = np.array(start)
-    while True:
-        around = _Around(space, limits, landscape, levels)
-        better = next(around.fitting(below=-1e-12 * float(np.abs(landscape.curves).max()), most=_MOST), None)
-        if better is None:
-            break
-        levels = better
-    found: Candidate = tuple(levels.tolist())
-    if found not in tried:
-        return found
-    for levels in around.fitting(below=np.inf, most=None):
+    lowest = _Around.end(space, limits, landscape, np.array(start))
+    ends = [lowest]
+    for _ in range(_KICKS):
+        kicked = lowest.levels.copy()
+        groups = rng.integers(len(kicked), size=_KICKED)
+        kicked[groups] -= rng.integers(1, _STEPS + 1, size=_KICKED)
+        ends.append(_Around.end(space, limits, landscape, np.maximum(kicked, 0)))
+        lowest = min(lowest, ends[-1], key=lambda end: end.loss)
+    for end in sorted(ends, key=lambda end: end.loss):
+        if end.candidate not in tried:
+            return end.candidate
+    for levels in lowest.fitting(below=np.inf, most=None):
         other: Candidate = tuple(levels.tolist())
         if other not in tried:
             return other
-    return found
+    return lowest.candidate
 
 
 class _Around:
@@ -76,7 +87,9 @@ class _Around:
     """
 
     def __init__(self, space: Space, limits: Mapping[str, float], landscape: Landscape, levels: IntArray) -> None:
-        self._space, self._limits, self._levels = space, limits, levels
+        self._space, self._limits, self.levels = space, limits, levels
+        self.candidate: Candidate = tuple(levels.tolist())
+        self.loss = float(landscape.predict(levels[None])[0])
         steps = np.concatenate([np.arange(1, _STEPS + 1), -np.arange(1, _STEPS + 1)])
         groups = np.repeat(np.arange(len(levels)), len(steps))
         to = levels[groups] + np.tile(steps, len(levels))
@@ -101,6 +114,17 @@ class _Around:
             alone &= costs[:-1] <= limit
         self._changes = np.concatenate([np.where(alone, change, np.inf), np.where(fits, both, np.inf).ravel()])
 
+    @classmethod
+    def end(cls, space: Space, limits: Mapping[str, float], landscape: Landscape, levels: IntArray) -> _Around:
+        """Return where the best changes lead, one after the other, until none that fits lowers the loss."""
+        least = -1e-12 * float(np.abs(landscape.curves).max())
+        while True:
+            around = cls(space, limits, landscape, levels)
+            better = next(around.fitting(below=least, most=_MOST), None)
+            if better is None:
+                return around
+            levels = better
+
     def fitting(self, *, below: float, most: int | None) -> Iterator[IntArray]:
         """Yield the candidates [G] that fit, least loss first, where the loss changes by less than `below`."""
         wanted = np.flatnonzero(self._changes < below)
@@ -112,7 +136,7 @@ class _Around:
     def _candidates(self, numbers: IntArray) -> IntArray:
         """Return candidates [n, G] by their numbers: first changes of one group, then exchanges."""
         rows, pairs = np.arange(len(numbers)), numbers - len(self._groups)
-        candidates = np.repeat(self._levels[None], len(numbers), axis=0)
+        candidates = np.repeat(self.levels[None], len(numbers), axis=0)
         if not len(self._downs) or not len(self._ups):
             candidates[rows, self._groups[numbers]] = self._to[numbers]
             return candidates

@@ -37,15 +37,15 @@ _POWERS = (1, 2, 4)
 """Exponents of the curves."""
 _MOST = 300
 """Trials that are modelled at once: the newest half, and the best of the others. The cost grows with their cube."""
-_REST = np.array([0.01, 0.1, 0.01, 0.01])
+_REST = np.array([0.001, 0.03, 0.001, 0.001])
 """First variances of paths, connected pairs, all pairs and noise, of losses scaled to variance 1."""
-_USUAL = np.array([0.01, 0.1, 0.01, 1e-4])
+_USUAL = np.array([0.001, 0.03, 0.001, 1e-5])
 """Where the priors on these variances are highest."""
 _WORTH = np.array([1.0, 1.0, 1.0, 2.0])
 """What these priors count: as much as twice so many observations."""
 _GROUP = 1.0
 """What the prior on the variance of a group counts, which is the geometric mean of all groups."""
-_SLOPE = 0.7
+_SLOPE = 1.0
 """Share of the spread of losses that the table's total is expected to explain, before any trial tells."""
 _INTERCEPT = 25.0
 """Variance of w_0."""
@@ -129,7 +129,7 @@ class Surrogate:
         self._curves: FloatArray = np.stack(curves)  # [K, G, L]
         self._connected = connected(space)
         self._positive = np.append(np.ones(len(curves) * len(units) + 1, dtype=np.bool_), False)
-        self.by_group: FloatArray = np.ones(len(units))
+        self.by_group: FloatArray = np.full(len(units), 0.2)
         self.rest: FloatArray = _REST.copy()
         self._told = self._take(np.zeros((0, len(units)), dtype=np.int64), np.zeros(0), np.zeros(0, dtype=np.bool_))
 
