@@ -148,7 +148,7 @@ class Surrogate:
         mean, variances = self._prior()
         weights = mean + scale * np.sqrt(variances) * rng.normal(size=len(mean))
         prior = self._draw_rest(rng, scale)
-        noise = scale * np.sqrt(self.rest[-1]) * rng.normal(size=len(told.losses))
+        noise = scale * np.sqrt(self.rest[-1] * told.kernels[-1].diagonal()) * rng.normal(size=len(told.losses))
         known = ~told.floors
         disturbed = told.losses + noise - prior.predict(told.candidates)
         for _ in range(_ROUNDS):
@@ -169,6 +169,7 @@ class Surrogate:
         cut = self._shares[self._groups, candidates]
         total = self._total[self._groups, candidates].sum(axis=1)
         features = self._curves[:, self._groups, candidates].transpose(1, 0, 2).reshape(num, len(self._positive) - 2)
+        scaled = _scaled(losses)
         products = cut @ cut.T
         first, second = np.nonzero(np.triu(self._connected))
         pairs = cut[:, first] * cut[:, second]
@@ -177,7 +178,7 @@ class Surrogate:
                 np.minimum(cut[:, None], cut).sum(axis=2),
                 pairs @ pairs.T,
                 (products**2 - (cut**2) @ (cut**2).T) / 2,
-                np.eye(num),
+                np.diag(_doubt(scaled)),
             ]
         )
         spread = float(total.std()) if num else 0.0
@@ -185,7 +186,7 @@ class Surrogate:
             candidates,
             cut,
             np.column_stack([features, total, np.ones(num)]),
-            _scaled(losses),
+            scaled,
             floors,
             kernels,
             _SLOPE * min(1 / max(spread, _TINY), 100.0) if spread else 1.0,
@@ -331,3 +332,14 @@ def _scaled(losses: FloatArray) -> FloatArray:
     gaps = np.minimum(gaps / np.median(above), _FAR)
     scaled: FloatArray = (gaps - gaps.mean()) / gaps.std()
     return scaled
+
+
+def _doubt(losses: FloatArray) -> FloatArray:
+    """Return the variance of the noise of each loss [n], relative to that of the best: they need not fit equally well.
+
+    No model is right everywhere; where it counts is near the best. Gaps to it are measured by their median.
+    """
+    gaps = losses - losses.min(initial=np.inf)
+    above = gaps[gaps > 0]
+    doubt: FloatArray = 1 + (gaps / np.median(above)) ** 2 if len(above) else np.ones(len(losses))
+    return doubt
