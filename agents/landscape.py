@@ -140,7 +140,8 @@ class _Around:
         if not len(self._downs) or not len(self._ups):
             candidates[rows, self._groups[numbers]] = self._to[numbers]
             return candidates
-        up, down = self._ups[pairs // len(self._downs)], self._downs[pairs % len(self._downs)]
-        for changed in (np.where(pairs < 0, numbers, up), np.where(pairs < 0, numbers, down)):
+        row, column = np.divmod(np.maximum(pairs, 0), len(self._downs))
+        for each in (self._ups[row], self._downs[column]):
+            changed = np.where(pairs < 0, numbers, each)
             candidates[rows, self._groups[changed]] = self._to[changed]
         return candidates
