@@ -63,7 +63,9 @@ class AutoAgent(WarmAgent):
         landscape = self._surrogate.draw(rng, scale=float(rng.random()))
         start = max(self.complete, key=lambda done: done[0], default=(0.0, self.warm[0]))[1]
         found = best_untried(self.space, self._limits, landscape, start, self.tried, rng)
-        return self.untried(lambda: found, rng)
+        if found not in self.tried:
+            return found
+        return self.untried(lambda: self.project(rng.random(len(self.space.groups))), rng)
 
 
 def _estimated(cut: list[Trial], scores: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -59,8 +60,8 @@ def best_untried(
 
     The first begins at `start`, which fits; the others where some groups of the lowest candidate so far were cut
     further at random: single exchanges alone would end at the same place, trial after trial. If all ends were tried,
-    it is the best exchange around the lowest that was not; one that was comes back only where all of these were tried
-    or do not fit.
+    it is the best exchange around the lowest, or around the next, that was not; what was comes back only where there
+    is none that fits.
     """
     lowest = _Around.end(space, limits, landscape, np.array(start))
     ends = [lowest]
@@ -70,14 +71,10 @@ def best_untried(
         kicked[groups] -= rng.integers(1, _STEPS + 1, size=_KICKED)
         ends.append(_Around.end(space, limits, landscape, np.maximum(kicked, 0)))
         lowest = min(lowest, ends[-1], key=lambda end: end.loss)
-    for end in sorted(ends, key=lambda end: end.loss):
-        if end.candidate not in tried:
-            return end.candidate
-    for levels in lowest.fitting(below=np.inf, most=None):
-        other: Candidate = tuple(levels.tolist())
-        if other not in tried:
-            return other
-    return lowest.candidate
+    ends.sort(key=lambda end: end.loss)
+    around = (tuple(levels.tolist()) for end in ends for levels in end.fitting(below=np.inf, most=None))
+    untried = (candidate for candidate in chain((end.candidate for end in ends), around) if candidate not in tried)
+    return next(untried, lowest.candidate)
 
 
 class _Around:

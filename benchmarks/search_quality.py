@@ -28,6 +28,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +140,17 @@ def main() -> None:
 def row(results: Results, problems: list[Problem], agent: str, noise: float | None, at: list[int]) -> None:
     """Run what is missing, and print what came out."""
     num_groups, trials = len(problems[0].space.groups), at[-1]
-    if agent == "gp" and (num_groups > 20 or (trials := min(trials, 100)) < at[0]):
-        return
+    if agent == "gp":
+        if num_groups > 20:
+            return
+        trials = min(trials, 100)
     regrets, spent = [], 0.0
     for problem in problems:
         where = f"{problem.kind} {num_groups} {problem.seed}"
-        optimum = results.once(f"optimum {where}", lambda problem=problem: problem.anneal())
+        optimum = results.once(f"optimum {where}", problem.anneal)
         best, seconds = results.once(
             f"{agent} {'table' if noise else 'alone'} {where}",
-            lambda problem=problem, optimum=optimum: play(agent, problem, optimum, trials, noise),
+            partial(play, agent, problem, optimum, trials, noise),
         )
         lowest = results.lowest(where)
         regrets.append([best[min(number, len(best)) - 1] / lowest - 1 for number in at if number <= len(best)])
@@ -181,7 +184,7 @@ class Results:
         runs = [
             value[0][-1] for key, value in self._known.items() if key.endswith(f" {where}") and key[:7] != "optimum"
         ]
-        return min([self._known[f"optimum {where}"], *runs])
+        return float(min([self._known[f"optimum {where}"], *runs]))
 
 
 def play(name: str, problem: Problem, optimum: float, trials: int, noise: float | None) -> tuple[list[float], float]:

@@ -42,8 +42,10 @@ def test_meets_the_optimum_of_a_small_space(seed: int) -> None:
 
 def test_learns_which_groups_matter() -> None:
     space, budget = chain_space([32] * 12, step=2), Budget.parse("macs=0.25x")
-    auto, greedy = (mean_best_loss(name, space, budget, hard_table(space), trials=50) for name in ("auto", "greedy"))
-    assert auto < 0.9 * greedy
+    table = hard_table(space)
+    best = make_agent("bnb", space, budget, seed=0, table=table).ask(0)
+    auto = mean_best_loss("auto", space, budget, table, trials=40)
+    assert auto <= 1.02 * table.predict(np.array([best]))[0]
 
 
 def test_survives_noise() -> None:
@@ -56,7 +58,7 @@ def test_survives_noise() -> None:
         losses.append(float(table.predict(np.array([candidate]))[0]))
         score = -losses[-1] * (1 + 0.1 * rng.normal())
         agent.tell(Trial(number=number, candidate=candidate, state="complete", score=score))
-    optimum = next(iter([make_agent("bnb", space, budget, seed=0, table=table).ask(0)]))
+    optimum = make_agent("bnb", space, budget, seed=0, table=table).ask(0)
     assert np.median(losses[-20:]) < 1.25 * table.predict(np.array([optimum]))[0]
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from autoprune.agents.landscape import Landscape, best_untried
 from autoprune.search_spaces.budget import Budget
-from autoprune.search_spaces.projection import check_budget
+from autoprune.search_spaces.projection import check_budget, is_feasible
 from autoprune.search_spaces.types import Candidate
 from tests.agents.oracles import feasible, random_table
 from tests.fakes import FakeSpace, tiny_space
@@ -31,18 +31,18 @@ def test_losses_are_sums_of_curves_and_products() -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("seed", range(6))
-def test_finds_the_best_of_all_candidates_and_then_the_next(budget: str, seed: int) -> None:
+def test_finds_the_best_of_all_candidates_and_then_others(budget: str, seed: int) -> None:
     space, limits = tiny_space(), Budget.parse(budget)
     landscape = landscape_of(space, seed)
-    every = feasible(space, limits)
-    order = np.argsort(landscape.predict(every), kind="stable")
+    losses = np.sort(landscape.predict(feasible(space, limits)))
     start = space.project([1.0] * 5, limits)
     tried: set[Candidate] = set()
-    for rank in range(3):
+    for rank in range(4):
         found = best_untried(space, check_budget(space, limits), landscape, start, tried, np.random.default_rng(seed))
+        loss = landscape.predict(np.array([found]))[0]
+        assert is_feasible(space, found, limits)
         assert found not in tried
-        place = int((landscape.predict(every[order]) < landscape.predict(np.array([found]))[0] - 1e-12).sum())
-        assert place <= 3 * rank  # the runners-up may be two exchanges away
+        assert loss == pytest.approx(losses[0]) if rank == 0 else loss <= np.quantile(losses, 0.05)
         tried.add(found)
 
 
