@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from autoprune.agents.landscape import Landscape
 from autoprune.agents.table import Table
@@ -175,7 +176,7 @@ class Surrogate:
         pairs = cut[:, first] * cut[:, second]
         kernels = np.stack(
             [
-                np.minimum(cut[:, None], cut).sum(axis=2),
+                (np.add.outer(cut.sum(axis=1), cut.sum(axis=1)) - cdist(cut, cut, "cityblock")) / 2,  # sum of minima
                 pairs @ pairs.T,
                 (products**2 - (cut**2) @ (cut**2).T) / 2,
                 np.diag(_doubt(scaled)),
@@ -212,7 +213,7 @@ class Surrogate:
         """Return the mode, given the losses [n] of the trials that are `known` [n] and the prior's mean [p]."""
         told, (_, variances) = self._told, self._prior()
         features = told.features[known]
-        covariance = np.einsum("k,knm->nm", self.rest, told.kernels[:, known][:, :, known])
+        covariance = np.einsum("k,knm->nm", self.rest, told.kernels)[known][:, known]
         precision = np.linalg.inv(covariance)
         weighted = precision @ features
         inverse = features.T @ weighted + np.diag(1 / variances)
@@ -222,7 +223,7 @@ class Surrogate:
 
     def _fitted(self, solved: _Solved) -> FloatArray:
         """Return the losses of all trials that the solution gives, [n]."""
-        kernel = np.einsum("k,knm->nm", self.rest[:3], self._told.kernels[:3, :, solved.known])
+        kernel = np.tensordot(self.rest[:3], self._told.kernels[:3], 1)[:, solved.known]
         fitted: FloatArray = self._told.features @ solved.weights + kernel @ solved.alpha
         return fitted
 
@@ -258,8 +259,8 @@ class Surrogate:
         within = solved.weighted[:, free]
         whole = solved.precision - within @ posterior @ within.T
         kernels = told.kernels[:, known][:, :, known]
-        fit = self.rest**2 * np.einsum("n,knm,m->k", solved.alpha, kernels, solved.alpha)
-        trace = np.maximum(np.einsum("nm,knm->k", whole, kernels), _LEAST)
+        fit = self.rest**2 * (kernels @ solved.alpha @ solved.alpha)
+        trace = np.maximum(kernels.reshape(len(kernels), -1) @ whole.ravel(), _LEAST)
         rest = (np.sqrt(_WORTH**2 + trace * (fit + 2 * _WORTH * _USUAL)) - _WORTH) / trace
         self.rest = np.clip(rest, _LEAST, 1e4)
 
