@@ -17,7 +17,7 @@ the prior and the noise, then the problem is solved under the same bounds. Witho
 
 Sources: Bayesian linear regression with variances by evidence, MacKay 1992, "Bayesian Interpolation", Neural
 Computation 4, and Tipping 2001, JMLR 1; for the process the steps of Zhou et al. 2019, "MM Algorithms for Variance
-Components Models", J. Comput. Graph. Stat. 28, eq. 3; perturbed draws: Papandreou and Yuille 2010, "Gaussian sampling
+Components Models", J. Comput. Graph. Stat. 28; perturbed draws: Papandreou and Yuille 2010, "Gaussian sampling
 by local perturbations", and Matheron's rule. Differs: bounds on weights, inverse-gamma priors on all variances.
 """
 
@@ -270,20 +270,19 @@ def connected(space: Space) -> FloatArray:
 
     They do where their costs multiply: what both cuts save together is not the sum of what each saves.
     """
-    num_groups = len(space.num_levels)
     dense = space.num_levels - 1
-    first, second = np.triu_indices(num_groups, 1)
-    both = np.repeat(dense[None], len(first), axis=0)
-    rows = np.arange(len(first))
-    both[rows, first] = both[rows, second] = 0
+    num_groups = len(dense)
     alone = np.where(np.eye(num_groups, dtype=np.bool_), 0, dense)
-    costs = space.cost("macs", np.concatenate([dense[None], alone, both]))
-    saved = costs[0] - costs[1:]
-    together = saved[num_groups:] - saved[first] - saved[second]
+    whole = space.cost("macs", dense[None])[0]
+    saved = whole - space.cost("macs", alone)
     pairs = np.zeros((num_groups, num_groups))
-    pairs[first, second] = np.abs(together) > 1e-9 * costs[0]
-    symmetric: FloatArray = pairs + pairs.T
-    return symmetric
+    for group in range(num_groups):  # one after the other: the square of many groups would not fit into memory
+        both = alone.copy()
+        both[:, group] = 0
+        together = whole - space.cost("macs", both) - saved - saved[group]
+        pairs[group] = np.abs(together) > 1e-9 * whole
+    np.fill_diagonal(pairs, 0)
+    return pairs
 
 
 def nonnegative(
