@@ -26,6 +26,7 @@ __all__ = ["AGENTS", "Agent", "Trial", "agent_class", "make_agent", "option_name
 
 AGENTS: dict[str, str] = {
     "annealing": "autoprune.agents.annealing:AnnealingAgent",
+    "auto": "autoprune.agents.auto:AutoAgent",
     "bnb": "autoprune.agents.bnb:BnBAgent",
     "cmaes": "autoprune.agents.cmaes:CMAESAgent",
     "ddpg": "autoprune.agents.ddpg:DDPGAgent",

@@ -11,44 +11,37 @@ Silent unless ``progress=RichProgress()`` is given.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 import autoprune
-from autoprune.agents import agent_class, make_agent, option_names
-from autoprune.agents.base import FRONT_SHARES, Trial
-from autoprune.bounds import ORDER, load_order, save_order
+from autoprune.agents import agent_class
+from autoprune.agents.base import Trial
 from autoprune.config import FROM_PYTHON, SearchConfig
-from autoprune.controller import Controller, Seat, describe_error
 from autoprune.data import Data
 from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune
 from autoprune.finish import FORMATS, finish
 from autoprune.finished import FOLDER, Dense, Finished
 from autoprune.front import FrontPoint
-from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
-from autoprune.latency import LatencyTable, describe
+from autoprune.importance import Loss
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
-from autoprune.prior import with_prior
+from autoprune.preparing import prepare, read_hardest_first, save_latency, save_profile, with_latency
 from autoprune.progress import NO_PROGRESS, Progress
-from autoprune.races import Races, check_race
+from autoprune.races import check_race
 from autoprune.scores import Score
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.search_spaces.projection import check_budget
-from autoprune.search_spaces.types import Candidate
+from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
-from autoprune.study import Study, check_new, objectives
-from autoprune.tables import format_score
+from autoprune.study import Study, check_new
 from autoprune.workbench import (
-    TABLE,
     Workbench,
     fingerprints,
     handed_over,
@@ -58,9 +51,6 @@ from autoprune.workbench import (
     usable_device,
     use_table,
 )
-
-DEFAULT_AGENT = "tpe"
-"""What ``agent="auto"`` stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +126,8 @@ def search(
             is for final numbers only.
         example_inputs: what the model is traced and its latency measured with: a tensor, a tuple of positional or a
             dict of keyword arguments. None takes `latency_batch` samples of the training data.
-        agent: who proposes: ``auto`` (``tpe``), or another of `autoprune.agents.AGENTS` (docs/agents.md has a card for
-            each); `agent_options` are its own.
+        agent: who proposes, one of `autoprune.agents.AGENTS` (docs/agents.md has a card for each); `agent_options` are
+            its own.
         prior: ``kl`` measures, before the first trial, how much cuts of each group alone hurt, for agents that take
             such a table; ``off`` does not.
         trials: how many candidates to evaluate.
@@ -188,7 +178,6 @@ def search(
             raise unknown("format", name, FORMATS)
     if heuristic and prior == "off":
         raise UserError("The heuristic skips by the prior: set prior to 'kl', or heuristic to False.")
-    agent = DEFAULT_AGENT if agent == "auto" else agent
     agent_class(agent)
     config = SearchConfig(
         budget=tuple(str(limit) for limit in _budget(budget).limits),
@@ -206,7 +195,7 @@ def search(
         trials=trials,
         seed=seed,
         aim=aim,
-        sweep=tuple(_default_sweep(agent, aim) if sweep is None else sweep),
+        sweep=tuple(default_sweep(agent, aim) if sweep is None else sweep),
         score=score if isinstance(score, str) else FROM_PYTHON,
         importance=importance,
         importance_samples=importance_samples,
@@ -236,13 +225,13 @@ def search(
         example_inputs=example_inputs,
         score=score,
     )
-    bench = _prepare(make_workbench(config, objects), importance_loss, progress)
-    order = _order(bench, _seats(bench))
+    bench = prepare(make_workbench(config, objects), importance_loss, progress)
+    order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform())
     if config.bounds == "statistical":
         check_race(bench.evaluator, order)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
     config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
-    with Study.create(path, config, fill=lambda folder: _save_profile(bench, folder, order)) as study:
+    with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
         return _go_on(study, replace(bench, config=config), order, progress)
 
 
@@ -289,59 +278,18 @@ def resume(
         bench = rebuild_workbench(study.config, objects, study.path)
         if "latency" in bench.budget.costs:
             if measure_latency:
-                bench = use_table(bench, _measure_table(bench, progress))
-                (study.path / TABLE).parent.mkdir(exist_ok=True)
-                _save_table(bench.table, study.path)
+                bench = with_latency(bench, progress)
+                save_latency(bench, study.path)
             else:
                 bench = use_table(bench, load_table(study.path))
-        order = _order(bench, _seats(bench), study.path)
+        order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)
         if trials is not None:
             study.change(trials=study.config.trials + trials)
         return _go_on(study, replace(bench, config=study.config), order, progress)
 
 
-def _prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
-    """Find out that the search can work, the cheapest check first; measure the latency table where it is needed."""
-    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
-    if others:
-        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
-    score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
-    unweighted = bench.source is not None and bench.source.weights is None
-    progress.say(
-        f"The dense model scores {format_score(bench.config.score, score_dense)} on the search split"
-        + (", with the weights its constructor gave it: none were named." if unweighted else ".")
-    )
-    config = bench.config
-    if reads_data(config.importance):
-        collect(
-            bench.space, config.importance, bench.data,
-            num_samples=config.importance_samples, loss=loss, seed=config.seed,
-        )  # fmt: skip
-        progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
-    if len(others) < len(bench.budget.limits):
-        bench = use_table(bench, _measure_table(bench, progress))
-        _check_tightest(bench, bench.budget)
-    return bench
-
-
 def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress: Progress) -> Result:
-    bench = with_prior(bench, study, progress)
-    config, evaluator = bench.config, bench.evaluator
-    races = Races(evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit)
-    trials = Controller(
-        study=study,
-        space=bench.space,
-        seats=_seats(bench),
-        budget=bench.budget,
-        evaluate=evaluator.evaluate,
-        evaluate_above=evaluator.evaluate_above if config.bounds == "exact" and evaluator.bounded else None,
-        race=races if config.bounds == "statistical" else None,
-        predict=_predictor(bench) if config.heuristic else None,
-        audit=config.audit,
-        tolerance=config.tolerance,
-        progress=progress,
-        label=lambda score: format_score(study.config.score, score),
-    ).run()
+    trials = run_trials(study, bench, order, progress)
     finished = Finished.read(study.path)
     if finished is None or finished.num_trials != len(trials) or not finished.is_whole():
         (study.path / FOLDER).mkdir(exist_ok=True)
@@ -350,98 +298,6 @@ def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress
     return Result(
         run=study.path, budget=bench.budget, dense=finished.dense, front=finished.points, trials=tuple(trials)
     )
-
-
-def _predictor(bench: Workbench) -> Callable[[Candidate], float] | None:
-    """The loss of a candidate by the prior; None where it could not be measured."""
-    table = bench.prior
-    return None if table is None else lambda candidate: float(table.predict(np.array([candidate]))[0])
-
-
-def _seats(bench: Workbench) -> list[Seat]:
-    """One agent for each share of the budget."""
-    config = bench.config
-    options = dict(config.agent_options)
-    if bench.prior is not None and "table" in option_names(config.agent):
-        options.setdefault("table", bench.prior)
-    if config.aim == "front" and "costs" in option_names(config.agent):
-        options.setdefault("costs", objectives(config.budget)[1:])
-    return [
-        Seat(make_agent(config.agent, bench.space, bench.budget.scaled(share), seed=config.seed, **options), share)
-        for share in config.sweep
-    ]
-
-
-def _default_sweep(agent: str, aim: str) -> Sequence[float]:
-    """Shares of the budget for a search that was given none."""
-    return FRONT_SHARES if aim == "front" and "costs" not in option_names(agent) else (1.0,)
-
-
-def _order(bench: Workbench, seats: Sequence[Seat], run: Path | None = None) -> list[int] | None:
-    """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
-
-    Hardest for the uniform candidate: see docs/bounds.md. The order is fixed before the first trial and kept in the run
-    folder. One that is missing there is made again: weights, data and settings are those that it was made from. It is
-    used without bounds too, since in other batches the last bits of a score may be others.
-    """
-    order = None if run is None else load_order(run)
-    if order is None:
-        try:
-            order = bench.evaluator.hardest_first(seats[0].agent.uniform())
-        except UserError:
-            raise
-        except Exception:  # the user's model fails on this candidate: the trials will say so, in any order
-            return None
-    if order is not None:
-        try:
-            bench.evaluator.use_order(order)
-        except UserError as error:
-            raise UserError(f"{ORDER} of the run is damaged: {error} Delete it, and it is made again.") from None
-    return order
-
-
-def _score_dense(bench: Workbench) -> float:
-    try:
-        return bench.evaluator.score_dense
-    except UserError:
-        raise
-    except Exception as error:  # the user's model, data and score run in here
-        raise UserError(
-            f"The dense model cannot be scored, so nothing can be searched: {describe_error(error)} "
-            "Check its weights, the data and the score."
-        ) from error
-
-
-def _check_tightest(bench: Workbench, budget: Budget) -> None:
-    """Raise a UserError where no subnet fits the budget at the smallest share of the sweep."""
-    share = min(bench.config.sweep)
-    try:
-        check_budget(bench.space, budget.scaled(share))
-    except UserError as error:
-        if share == 1:
-            raise
-        raise UserError(f"At the share {share:g} of the budget that the sweep asks for: {error}") from None
-
-
-def _measure_table(bench: Workbench, progress: Progress) -> LatencyTable:
-    table = LatencyTable.measure(bench.space, threads=bench.config.latency_threads, progress=progress)
-    progress.say(f"Latency table: {describe(table)}.")
-    return table
-
-
-def _save_profile(bench: Workbench, folder: Path, order: Sequence[int] | None) -> None:
-    """What was measured once for this model, device and data."""
-    if order is not None:
-        save_order(folder, order)
-    _save_table(bench.table, folder)
-    if reads_data(bench.config.importance):
-        save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)
-
-
-def _save_table(table: LatencyTable | None, folder: Path) -> None:
-    if table is not None:
-        (folder / TABLE).parent.mkdir(exist_ok=True)
-        table.save(folder / TABLE)
 
 
 def _budget(budget: Budget | str | Iterable[str]) -> Budget:

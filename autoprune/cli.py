@@ -63,7 +63,7 @@ def search(
     data_root: options.DataRoot = None,
     search_size: options.SearchSize = None,
     batch_size: options.BatchSize = 128,
-    agent: options.Agent = "tpe",
+    agent: options.Agent = "auto",
     agent_arg: options.AgentArg = None,
     prior: options.Prior = "kl",
     trials: options.Trials = 100,

@@ -87,8 +87,8 @@ NewRun = Annotated[
 Agent = Annotated[
     str,
     typer.Option(
-        help="Who proposes: tpe, gp, cmaes, nsga2, greedy, annealing, evolution, ddpg, sb3:NAME, bnb, kl, random, "
-        "uniform.",
+        help="Who proposes: auto, tpe, gp, cmaes, nsga2, greedy, annealing, evolution, ddpg, sb3:NAME, bnb, kl, "
+        "random, uniform.",
         rich_help_panel=SEARCH,
     ),
 ]

@@ -109,7 +109,7 @@ class SearchConfig:
     data_root: str | None = None
     search_size: int | float | None = None
     batch_size: int = 128
-    agent: str = "tpe"
+    agent: str = "auto"
     agent_options: dict[str, Any] = field(default_factory=dict)
     prior: str = "kl"
     trials: int = 100

@@ -28,7 +28,7 @@ def commands(folder: Path) -> list[list[str]]:
         [
             *["search", *MODEL, "--weights", weights],
             *["--budget", "macs=0.4x", "--budget", "latency=0.95x", "--sweep", "1", "--sweep", "0.85"],
-            *["--agent", "tpe", "--trials", "60", "--seed", "0"],
+            *["--trials", "60", "--seed", "0"],
             *["--finetune-epochs", "8", "--finetune-arg", "lr=0.05", "--format", "onnx", "--run", run],
         ],
     ]

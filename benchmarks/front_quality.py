@@ -20,7 +20,7 @@ from autoprune.agents import AGENTS, Trial, make_agent, option_names
 from autoprune.agents.base import FRONT_SHARES
 from autoprune.front import hypervolume
 from autoprune.search_spaces.types import FloatArray
-from benchmarks.search_quality import BUDGET, Problem
+from benchmarks.search_quality import BUDGET, KINDS, Problem
 
 AT = (50, 100, 200)
 LEAST = FRONT_SHARES[-1]
@@ -30,14 +30,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--agents", nargs="*", default=["random", "evolution", "nsga2", "tpe"], choices=list(AGENTS))
-    parser.add_argument("--sweeps", nargs="*", default=["tpe", "cmaes", "greedy"], choices=list(AGENTS))
-    parser.add_argument("--couplings", type=float, nargs="*", default=[0.0, 1.0], help="0: separable")
+    parser.add_argument("--sweeps", nargs="*", default=["tpe", "cmaes", "greedy", "auto"], choices=list(AGENTS))
+    parser.add_argument("--kinds", nargs="*", default=KINDS[:2], choices=KINDS)
     parser.add_argument("--trials", type=int, default=AT[-1])
     arguments = parser.parse_args()
     at = [trials for trials in AT if trials <= arguments.trials]
     print(f"hypervolume after {at} trials and best / uniform after {at[-1]}, mean ± standard deviation")
-    for coupling in arguments.couplings:
-        problems = [Problem(seed, coupling) for seed in range(arguments.seeds)]
+    for kind in arguments.kinds:
+        problems = [Problem(kind, 20, seed) for seed in range(arguments.seeds)]
         for name, sweep in [(name, False) for name in arguments.agents] + [(name, True) for name in arguments.sweeps]:
             points = [play(name, problem, seed, arguments.trials, sweep) for seed, problem in enumerate(problems)]
             columns = []
@@ -46,7 +46,6 @@ def main() -> None:
                 columns.append(f"{np.mean(volumes):.3f} ± {np.std(volumes):.3f}")
             best = [each[: at[-1], 0].min() / uniform(p, 1.0) for each, p in zip(points, problems, strict=True)]
             label = f"{name} {'sweep' if sweep else 'front'}"
-            kind = "coupled" if coupling else "separable"
             print(f"{kind:10}{label:16}{'  '.join(columns)}   {np.mean(best):.3f} ± {np.std(best):.3f}", flush=True)
 
 

@@ -1,0 +1,111 @@
+"""Before the first trial: find out that a search can work, and measure what is the same for all of its trials."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autoprune.bounds import ORDER, load_order, save_order
+from autoprune.controller import describe_error
+from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
+from autoprune.latency import LatencyTable, describe
+from autoprune.progress import Progress
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.projection import check_budget
+from autoprune.search_spaces.types import Candidate
+from autoprune.tables import format_score
+from autoprune.workbench import TABLE, Workbench, use_table
+
+
+def prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
+    """Find out that the search can work, the cheapest check first; measure the latency table where it is needed."""
+    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
+    if others:
+        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
+    score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
+    unweighted = bench.source is not None and bench.source.weights is None
+    progress.say(
+        f"The dense model scores {format_score(bench.config.score, score_dense)} on the search split"
+        + (", with the weights its constructor gave it: none were named." if unweighted else ".")
+    )
+    config = bench.config
+    if reads_data(config.importance):
+        collect(
+            bench.space, config.importance, bench.data,
+            num_samples=config.importance_samples, loss=loss, seed=config.seed,
+        )  # fmt: skip
+        progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
+    if len(others) < len(bench.budget.limits):
+        bench = with_latency(bench, progress)
+        _check_tightest(bench, bench.budget)
+    return bench
+
+
+def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path | None = None) -> list[int] | None:
+    """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
+
+    Hardest for the `uniform` candidate of the budget: see docs/bounds.md. The order is fixed before the first trial and
+    kept in the run folder. One that is missing there is made again: weights, data and settings are those that it was
+    made from. It is used without bounds too, since in other batches the last bits of a score may be others.
+    """
+    order = None if run is None else load_order(run)
+    if order is None:
+        try:
+            order = bench.evaluator.hardest_first(uniform)
+        except UserError:
+            raise
+        except Exception:  # the user's model fails on this candidate: the trials will say so, in any order
+            return None
+    if order is not None:
+        try:
+            bench.evaluator.use_order(order)
+        except UserError as error:
+            raise UserError(f"{ORDER} of the run is damaged: {error} Delete it, and it is made again.") from None
+    return order
+
+
+def with_latency(bench: Workbench, progress: Progress) -> Workbench:
+    """The same workbench with a latency table of this device."""
+    table = LatencyTable.measure(bench.space, threads=bench.config.latency_threads, progress=progress)
+    progress.say(f"Latency table: {describe(table)}.")
+    return use_table(bench, table)
+
+
+def save_profile(bench: Workbench, folder: Path, order: Sequence[int] | None) -> None:
+    """What was measured once for this model, device and data."""
+    if order is not None:
+        save_order(folder, order)
+    save_latency(bench, folder)
+    if reads_data(bench.config.importance):
+        save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)
+
+
+def save_latency(bench: Workbench, folder: Path) -> None:
+    """Write the latency table into a run folder, if there is one."""
+    if bench.table is not None:
+        (folder / TABLE).parent.mkdir(exist_ok=True)
+        bench.table.save(folder / TABLE)
+
+
+def _score_dense(bench: Workbench) -> float:
+    try:
+        return bench.evaluator.score_dense
+    except UserError:
+        raise
+    except Exception as error:  # the user's model, data and score run in here
+        raise UserError(
+            f"The dense model cannot be scored, so nothing can be searched: {describe_error(error)} "
+            "Check its weights, the data and the score."
+        ) from error
+
+
+def _check_tightest(bench: Workbench, budget: Budget) -> None:
+    """Raise a UserError where no subnet fits the budget at the smallest share of the sweep."""
+    share = min(bench.config.sweep)
+    try:
+        check_budget(bench.space, budget.scaled(share))
+    except UserError as error:
+        if share == 1:
+            raise
+        raise UserError(f"At the share {share:g} of the budget that the sweep asks for: {error}") from None
