@@ -1,6 +1,6 @@
-"""Does an agent that learns lose by being told bounds? `tpe` with and without bounds, digits, several seeds.
+"""Does an agent that learns lose by being told bounds? With and without them, digits, several seeds.
 
-    OMP_NUM_THREADS=1 python benchmarks/bounds_learning.py
+    OMP_NUM_THREADS=1 python benchmarks/bounds_learning.py --agent tpe
 
 Trains the dense network (15 epochs), then runs the real `autoprune.search` with every setting for every seed and score;
 prints the best score of each seed, mean and deviation, and what was cut with the last seed. Four minutes on one core.
@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--trials", type=int, default=80)
     parser.add_argument("--budget", default="macs=0.25x")
+    parser.add_argument("--agent", default="tpe")
     parser.add_argument("--bounds", nargs="*", default=["exact", "statistical", "off"])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +39,7 @@ def main() -> None:
                 for seed in range(options.seeds):
                     result = ap.search(
                         ModelSource(SPEC, weights=str(weights)), data="digits", search_size=0.3, budget=options.budget,
-                        agent="tpe", trials=options.trials, seed=seed, score=score, recovery="compensate",
+                        agent=options.agent, trials=options.trials, seed=seed, score=score, recovery="compensate",
                         calibration_samples=300, latency_repeats=1, points=1, bounds=bounds,
                         run=Path(folder) / f"{score}-{bounds}-{seed}",
                     )  # fmt: skip

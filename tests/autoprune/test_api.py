@@ -159,7 +159,7 @@ def test_absolute_latency_that_is_missed_is_said_so(tmp_path: Path) -> None:
         ({"budget": "latency=0.000001ms"}, "smallest subnet costs"),
         ({"budget": "makz=0.5x"}, "Did you mean 'macs'"),
         ({"agent": "tpo"}, "Did you mean 'tpe'"),
-        ({"agent_options": {"n_start": 3}}, "n_startup"),
+        ({"agent": "tpe", "agent_options": {"n_start": 3}}, "n_startup"),
         ({"importance": "l3"}, "Unknown importance"),
         ({"score": "acuracy"}, "Did you mean 'accuracy'"),
         ({"formats": ["onx"]}, "Did you mean 'onnx'"),
