@@ -37,6 +37,8 @@ from autoprune.search_spaces.errors import UserError
 FILE = "study.db"
 
 _STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
+_TRIAL = "trial"
+"""Name of the attribute that holds a trial, as a table of these."""
 _ATTRIBUTES = (
     "candidate",
     "state",
@@ -149,7 +151,8 @@ class Study:
             values=values,
             params=dict(keep_ratios),
             distributions=distributions,
-            user_attrs={name: getattr(trial, name) for name in _ATTRIBUTES},
+            # one attribute: Optuna looks every single one up before it writes it
+            user_attrs={_TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES}},
         )
         if frozen.datetime_complete is not None:
             frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
@@ -266,7 +269,9 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
-    # What older studies do not say: the share evaluated, before trials could be cut; the pruning, before it had a name.
+    # Older studies keep an attribute for each, and do not say: the share evaluated, before trials could be cut; the
+    # pruning, before it had a name.
+    attributes = attributes.get(_TRIAL, attributes)
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"

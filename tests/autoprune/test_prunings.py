@@ -196,14 +196,21 @@ def test_infeasible_prefixes_are_counted(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_study_that_names_no_prunings(tmp_path: Path) -> None:
-    names = ("pruning", "audit", "ruled_out")
     with Study.create(tmp_path / "run", config(12, "random")) as study:
         whole = controller(study, evaluate_above=bounded_worth, predict=None).run()
     with sqlite3.connect(tmp_path / "run" / FILE) as connection:
-        rows = connection.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'pruning'").fetchall()
-        assert {json.loads(text) for (text,) in rows} >= {None, "alpha-beta"}
-        marks = ", ".join("?" for _ in names)
-        connection.execute(f"DELETE FROM trial_user_attributes WHERE key IN ({marks})", names)
+        rows = connection.execute("SELECT trial_id, value_json FROM trial_user_attributes").fetchall()
+        connection.execute("DELETE FROM trial_user_attributes")
+        found = set()
+        for number, text in rows:
+            trial = json.loads(text)
+            found |= {trial.pop(name) for name in ("pruning", "audit")}
+            del trial["ruled_out"]
+            connection.executemany(
+                "INSERT INTO trial_user_attributes (trial_id, key, value_json) VALUES (?, ?, ?)",
+                [(number, name, json.dumps(value)) for name, value in trial.items()],
+            )
+        assert found >= {None, "alpha-beta"}
     connection.close()
     read = Study.read(tmp_path / "run").trials
     assert [trial.pruning for trial in read] == [
