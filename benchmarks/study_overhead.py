@@ -2,7 +2,8 @@
 
     python benchmarks/study_overhead.py
 
-Prints milliseconds of processor time per trial over 100 trials, for the agents `random` and `tpe` on made-up chains of 20 and 60 groups.
+Prints milliseconds of processor time per trial over 100 trials, for the agents `random` and `tpe` on made-up chains of
+20 and 60 groups.
 """
 
 from __future__ import annotations
