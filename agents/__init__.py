@@ -18,6 +18,8 @@ from typing import Any
 import gymnasium
 
 from autoprune.agents.base import Agent, Trial, trial_rng
+from autoprune.agents.clusters import ClusteredAgent
+from autoprune.agents.warm import WarmAgent
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space
@@ -44,6 +46,9 @@ AGENTS: dict[str, str] = {
 }
 """Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
 
+CLUSTER_OPTIONS = ("clusters", "cluster_trials")
+"""Options that every agent with a warm start takes (`ClusteredAgent`)."""
+
 
 gymnasium.register("autoprune/Pruning-v0", entry_point="autoprune.agents.env:PruningEnv")
 
@@ -60,7 +65,13 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
             raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
         if option not in taken:
             raise unknown(f"option of agent {name!r}:", option, taken)
-    return agent_class(name)(space, budget, seed=seed, **options)
+    kind = agent_class(name)
+    if not any(option in options for option in CLUSTER_OPTIONS):
+        return kind(space, budget, seed=seed, **options)
+    if "clusters" not in options:
+        raise UserError("`cluster_trials` of an agent needs the option `clusters` beside it, for example clusters=16.")
+    assert issubclass(kind, WarmAgent)
+    return ClusteredAgent(kind, space, budget, seed=seed, **options)
 
 
 def option_names(name: str) -> list[str]:
@@ -69,7 +80,9 @@ def option_names(name: str) -> list[str]:
     Raises:
         UserError: no agent has that name.
     """
-    return [each for each in inspect.signature(agent_class(name)).parameters if each not in ("space", "budget", "seed")]
+    kind = agent_class(name)
+    own = [each for each in inspect.signature(kind).parameters if each not in ("space", "budget", "seed")]
+    return [*own, *CLUSTER_OPTIONS] if issubclass(kind, WarmAgent) else own
 
 
 def agent_class(name: str) -> type[Agent]:
