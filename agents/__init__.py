@@ -13,13 +13,13 @@ if __name__ != "autoprune.agents":
 
 import importlib
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
 
 from autoprune.agents.base import Agent, Trial, trial_rng
-from autoprune.agents.clusters import ClusteredAgent
-from autoprune.agents.warm import WarmAgent
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.search_spaces.projection import Space
@@ -46,7 +46,7 @@ AGENTS: dict[str, str] = {
 }
 """Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
 
-CLUSTER_OPTIONS = ("clusters", "cluster_trials")
+_CLUSTER_OPTIONS = ("clusters", "cluster_trials")
 """Options that every agent with a warm start takes (`ClusteredAgent`)."""
 
 
@@ -65,13 +65,12 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
             raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
         if option not in taken:
             raise unknown(f"option of agent {name!r}:", option, taken)
-    kind = agent_class(name)
-    if not any(option in options for option in CLUSTER_OPTIONS):
-        return kind(space, budget, seed=seed, **options)
-    if "clusters" not in options:
+    make: Callable[..., Agent] = agent_class(name)
+    if "clusters" in options:
+        make = partial(importlib.import_module("autoprune.agents.clusters").ClusteredAgent, make)
+    elif "cluster_trials" in options:
         raise UserError("`cluster_trials` of an agent needs the option `clusters` beside it, for example clusters=16.")
-    assert issubclass(kind, WarmAgent)
-    return ClusteredAgent(kind, space, budget, seed=seed, **options)
+    return make(space, budget, seed=seed, **options)
 
 
 def option_names(name: str) -> list[str]:
@@ -82,7 +81,8 @@ def option_names(name: str) -> list[str]:
     """
     kind = agent_class(name)
     own = [each for each in inspect.signature(kind).parameters if each not in ("space", "budget", "seed")]
-    return [*own, *CLUSTER_OPTIONS] if issubclass(kind, WarmAgent) else own
+    warm: type[Agent] = importlib.import_module("autoprune.agents.warm").WarmAgent
+    return [*own, *_CLUSTER_OPTIONS] if issubclass(kind, warm) else own
 
 
 def agent_class(name: str) -> type[Agent]:

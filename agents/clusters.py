@@ -9,7 +9,7 @@ Shape letters: n candidates, G groups, K clusters, M most levels of a cluster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,8 @@ class ClusteredSpace:
     def expand(self, candidates: IntArray) -> IntArray:
         """Return the candidates [n, G] of the other space that candidates [n, K] of this one mean."""
         columns = [levels[candidates[:, cluster]] for cluster, levels in enumerate(self._levels)]
-        return np.concatenate(columns, axis=1)
+        expanded: IntArray = np.concatenate(columns, axis=1)
+        return expanded
 
     def nearest(self, candidate: Candidate) -> Candidate:
         """Return the candidate here whose members' keep ratios differ least from those of one of the other space."""
@@ -98,7 +99,8 @@ def _levels(space: Space, base: Candidate, members: IntArray) -> IntArray:
     kept = units[np.arange(len(members)), levels].sum(axis=1)
     even = np.abs(kept[:, None] - np.linspace(kept[0], kept[-1], _LEVELS)).argmin(axis=0)
     at_base = np.count_nonzero(points <= 0) - 1
-    return levels[np.unique(np.append(even, at_base))]
+    chosen: IntArray = levels[np.unique(np.append(even, at_base))]
+    return chosen
 
 
 class ClusteredAgent(Agent):
@@ -137,8 +139,7 @@ class ClusteredAgent(Agent):
         super().__init__(space, budget, seed=seed, costs=self._fine.costs)
         self._kind, self._options = kind, options
         self._num_clusters, self._cluster_trials = clusters, cluster_trials
-        self._clusters: ClusteredSpace | None = None
-        self._coarse: Agent | None = None
+        self._coarse: _Coarse | None = None
         self._asked: tuple[int, Candidate, Candidate] | None = None
 
     @property
@@ -147,7 +148,7 @@ class ClusteredAgent(Agent):
 
     def ask(self, number: int) -> Candidate:
         if self._coarse is not None:
-            candidate = self._proposal(number)[1]
+            candidate = self._proposal(self._coarse, number)[1]
             if candidate not in self._fine.tried:
                 return candidate
         return self._fine.ask(number)
@@ -155,36 +156,44 @@ class ClusteredAgent(Agent):
     def tell(self, trial: Trial) -> None:
         super().tell(trial)
         if self._coarse is not None:
-            proposed, filled = self._proposal(trial.number)
-            self._tell_coarse(trial, proposed if trial.candidate == filled else None)
+            proposed, filled = self._proposal(self._coarse, trial.number)
+            self._coarse.tell(trial, proposed if trial.candidate == filled else None)
         self._fine.tell(trial)
         self._asked = None
         done = len(self.trials)
         if done >= self._cluster_trials:
-            self._coarse = self._clusters = None
+            self._coarse = None
         elif done == len(self._fine.warm):
-            self._begin()
+            self._coarse = self._begin()
 
-    def _begin(self) -> None:
-        """Make the agent on clusters, and tell it the warm start."""
+    def _begin(self) -> _Coarse:
+        """Return the agent on clusters, told the warm start."""
         base = (self._fine.best(1) or self._fine.warm)[0]
-        self._clusters = ClusteredSpace(self.space, base, self._num_clusters)
+        clusters = ClusteredSpace(self.space, base, self._num_clusters)
         options = dict(self._options)
         if self._fine.table is not None:
-            options["table"] = self._clusters.table(self._fine.table)
-        self._coarse = self._kind(self._clusters, self.budget, seed=self.seed, **options)
+            options["table"] = clusters.table(self._fine.table)
+        coarse = _Coarse(clusters, self._kind(clusters, self.budget, seed=self.seed, **options))
         for trial in self.trials:
-            self._tell_coarse(trial)
+            coarse.tell(trial)
+        return coarse
 
-    def _proposal(self, number: int) -> tuple[Candidate, Candidate]:
+    def _proposal(self, coarse: _Coarse, number: int) -> tuple[Candidate, Candidate]:
         """Return what the agent on clusters proposes, and what that becomes once filled up."""
-        assert self._coarse is not None and self._clusters is not None
         if self._asked is None or self._asked[0] != number:
-            proposed = self._coarse.ask(number)
-            expanded: Candidate = tuple(self._clusters.expand(np.array([proposed]))[0].tolist())
+            proposed = coarse.agent.ask(number)
+            expanded: Candidate = tuple(coarse.clusters.expand(np.array([proposed]))[0].tolist())
             self._asked = (number, proposed, self.project(self.executed(expanded)))
         return self._asked[1:]
 
-    def _tell_coarse(self, trial: Trial, candidate: Candidate | None = None) -> None:
-        assert self._coarse is not None and self._clusters is not None
-        self._coarse.tell(replace(trial, candidate=candidate or self._clusters.nearest(trial.candidate)))
+
+@dataclass(frozen=True, slots=True)
+class _Coarse:
+    """The agent on clusters, and their space."""
+
+    clusters: ClusteredSpace
+    agent: Agent
+
+    def tell(self, trial: Trial, candidate: Candidate | None = None) -> None:
+        """Tell a trial of the other space as one of `candidate`, or of the nearest one there is."""
+        self.agent.tell(replace(trial, candidate=candidate or self.clusters.nearest(trial.candidate)))
