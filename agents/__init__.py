@@ -13,6 +13,8 @@ if __name__ != "autoprune.agents":
 
 import importlib
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -44,6 +46,9 @@ AGENTS: dict[str, str] = {
 }
 """Name -> module and class, loaded when first used: an agent's library costs nothing where it is not asked for."""
 
+_CLUSTER_OPTIONS = ("clusters", "cluster_trials")
+"""Options that every agent with a warm start takes (`ClusteredAgent`)."""
+
 
 gymnasium.register("autoprune/Pruning-v0", entry_point="autoprune.agents.env:PruningEnv")
 
@@ -60,7 +65,12 @@ def make_agent(name: str, space: Space, budget: Budget, *, seed: int, **options:
             raise UserError(f"Agent {name!r} takes no options, but got {option!r}.")
         if option not in taken:
             raise unknown(f"option of agent {name!r}:", option, taken)
-    return agent_class(name)(space, budget, seed=seed, **options)
+    make: Callable[..., Agent] = agent_class(name)
+    if "clusters" in options:
+        make = partial(importlib.import_module("autoprune.agents.clusters").ClusteredAgent, make)
+    elif "cluster_trials" in options:
+        raise UserError("`cluster_trials` of an agent needs the option `clusters` beside it, for example clusters=16.")
+    return make(space, budget, seed=seed, **options)
 
 
 def option_names(name: str) -> list[str]:
@@ -69,7 +79,10 @@ def option_names(name: str) -> list[str]:
     Raises:
         UserError: no agent has that name.
     """
-    return [each for each in inspect.signature(agent_class(name)).parameters if each not in ("space", "budget", "seed")]
+    kind = agent_class(name)
+    own = [each for each in inspect.signature(kind).parameters if each not in ("space", "budget", "seed")]
+    warm: type[Agent] = importlib.import_module("autoprune.agents.warm").WarmAgent
+    return [*own, *_CLUSTER_OPTIONS] if issubclass(kind, warm) else own
 
 
 def agent_class(name: str) -> type[Agent]:

@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--trials", type=int, default=AT[-1])
     parser.add_argument("--noise", type=float, default=0.5, help="of the tables")
+    parser.add_argument("--clusters", type=int, help="the option of that name, for agents that take it")
     arguments = parser.parse_args()
     results = Results(arguments.results)
     at = [trials for trials in AT if trials <= arguments.trials]
@@ -132,15 +133,17 @@ def main() -> None:
         for kind in arguments.kinds:
             problems = [Problem(kind, num_groups, seed) for seed in range(arguments.seeds)]
             for agent in arguments.agents:
+                taken = option_names(agent)
+                clusters = f"/{arguments.clusters}" if arguments.clusters and "clusters" in taken else ""
                 for noise in (None, arguments.noise):
-                    if noise is None or "table" in option_names(agent):
-                        row(results, problems, agent, noise, at)
+                    if noise is None or "table" in taken:
+                        row(results, problems, agent + clusters, noise, at)
 
 
 def row(results: Results, problems: list[Problem], agent: str, noise: float | None, at: list[int]) -> None:
     """Run what is missing, and print what came out."""
     num_groups, trials = len(problems[0].space.groups), at[-1]
-    if agent in SLOW:
+    if agent.partition("/")[0] in SLOW:
         if num_groups > 20:
             return
         trials = min(trials, 100)
@@ -188,8 +191,14 @@ class Results:
 
 
 def play(name: str, problem: Problem, optimum: float, trials: int, noise: float | None) -> tuple[list[float], float]:
-    """Return the best true loss after each trial [trials], and the CPU seconds that the agent took."""
-    options = {} if noise is None else {"table": problem.table(noise)}
+    """Return the best true loss after each trial [trials], and the CPU seconds that the agent took.
+
+    `tpe/16` is the agent `tpe` with clusters=16.
+    """
+    name, _, clusters = name.partition("/")
+    options: dict[str, Any] = {} if noise is None else {"table": problem.table(noise)}
+    if clusters:
+        options["clusters"] = int(clusters)
     start = time.thread_time()
     agent = make_agent(name, problem.space, BUDGET, seed=problem.seed, **options)
     losses = []
