@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -42,6 +42,7 @@ from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.study import Study, check_new
 from autoprune.workbench import (
+    HandedOver,
     Workbench,
     fingerprints,
     handed_over,
@@ -51,6 +52,9 @@ from autoprune.workbench import (
     usable_device,
     use_table,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,15 +243,9 @@ def resume(
     run: str | Path,
     *,
     trials: int | None = None,
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    train: Iterable[Any] | None = None,
-    search: Iterable[Any] | None = None,
-    test: Iterable[Any] | None = None,
-    example_inputs: Any = None,
-    score: Score | None = None,
     measure_latency: bool = False,
     progress: Progress = NO_PROGRESS,
+    **given: Unpack[HandedOver],
 ) -> Result:
     """Go on with a search that was stopped or killed, or add trials to one that is done.
 
@@ -265,17 +263,7 @@ def resume(
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     with Study.open(Path(run)) as study:
-        objects = handed_over(
-            study.config,
-            model=model,
-            data=data,
-            train=train,
-            search=search,
-            test=test,
-            example_inputs=example_inputs,
-            score=score,
-        )
-        bench = rebuild_workbench(study.config, objects, study.path)
+        bench = rebuild_workbench(study.config, study.path, **given)
         if "latency" in bench.budget.costs:
             if measure_latency:
                 bench = with_latency(bench, progress)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from autoprune.architecture import Architecture
 from autoprune.config import SearchConfig
-from autoprune.data import Data
 from autoprune.files import atomic_folder
 from autoprune.finetune import FineTune
 from autoprune.finish import FORMATS, export, keep_recipe, report, tune, write_format
@@ -21,11 +19,13 @@ from autoprune.finished import FOLDER, Finished
 from autoprune.front import FrontPoint
 from autoprune.loading import load
 from autoprune.progress import NO_PROGRESS, Progress
-from autoprune.scores import Score
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study
 from autoprune.tables import best_index, final_score, format_score
-from autoprune.workbench import handed_over, rebuild_workbench
+from autoprune.workbench import HandedOver, rebuild_workbench
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def fine_tune(
@@ -33,14 +33,8 @@ def fine_tune(
     settings: FineTune,
     *,
     point: int | str = "best",
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    train: Iterable[Any] | None = None,
-    search: Iterable[Any] | None = None,
-    test: Iterable[Any] | None = None,
-    example_inputs: Any = None,
-    score: Score | None = None,
     progress: Progress = NO_PROGRESS,
+    **given: Unpack[HandedOver],
 ) -> FrontPoint:
     """Fine-tune one point of a finished front, from the pruned weights, and export it again in place.
 
@@ -50,7 +44,7 @@ def fine_tune(
         run: the run folder.
         settings: how; the dense model is the teacher.
         point: its number, or ``best``.
-        model, data, train, search, test, example_inputs, score: what the search was given in Python.
+        given: model, data, train, search, test, example_inputs, score: what the search was given in Python.
 
     Raises:
         UserError: the run is not finished, or has no such point.
@@ -58,17 +52,7 @@ def fine_tune(
     with Study.open(Path(run)) as study:
         finished = _finished(study.path)
         index = point_index(finished, point)
-        objects = handed_over(
-            study.config,
-            model=model,
-            data=data,
-            train=train,
-            search=search,
-            test=test,
-            example_inputs=example_inputs,
-            score=score,
-        )
-        bench = rebuild_workbench(study.config, objects, study.path)
+        bench = rebuild_workbench(study.config, study.path, **given)
         what = f"Fine-tuning point {index}"
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
         if settings.epochs and tuned.recipe is None:

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from autoprune.controller import describe_error
-from autoprune.data.base import Data, Inputs, batch_size_of, forward
+from autoprune.data.base import Inputs, batch_size_of, forward
 from autoprune.divergences import Divergence, choose, compare
 from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
@@ -39,7 +39,10 @@ from autoprune.search_spaces.runs import without_own_storage
 from autoprune.search_spaces.tracer import tensors
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import handed_over, rebuild_workbench, weights_fingerprint
+from autoprune.workbench import HandedOver, rebuild_workbench, weights_fingerprint
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TABLE = Path("profile") / "kl.json"
 """Where a run folder keeps its KL table."""
@@ -60,14 +63,8 @@ def profile(
     levels: int | str = "all",
     samples: int = 1024,
     divergence: str | Divergence = "auto",
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    train: Iterable[Any] | None = None,
-    search: Iterable[Any] | None = None,
-    test: Iterable[Any] | None = None,
-    example_inputs: Any = None,
-    score: Any = None,
     progress: Progress = NO_PROGRESS,
+    **given: Unpack[HandedOver],
 ) -> KLTable:
     """Measure the KL table of a run, or go on where that was stopped; what is measured already is read.
 
@@ -82,17 +79,7 @@ def profile(
             is wrong.
     """
     with Study.open(Path(run)) as study:
-        objects = handed_over(
-            study.config,
-            model=model,
-            data=data,
-            train=train,
-            search=search,
-            test=test,
-            example_inputs=example_inputs,
-            score=score,
-        )
-        bench = rebuild_workbench(study.config, objects, study.path)
+        bench = rebuild_workbench(study.config, study.path, **given)
         return measure_table(
             bench.evaluator,
             levels=levels,

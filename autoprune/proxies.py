@@ -15,15 +15,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import nn
 
 from autoprune.controller import MAX_FAILURES, describe_error
 from autoprune.correlation import MIN_PAIRS
-from autoprune.data import Data
 from autoprune.data.rng import key_seed
 from autoprune.evaluate import Evaluator
 from autoprune.files import remove_leftovers
@@ -38,12 +36,15 @@ from autoprune.proxy_file import FILE, FINETUNE, Measured, Record
 from autoprune.proxy_report import ProxyReport, evaluate_proxies
 from autoprune.recovery.ladder import RUNGS
 from autoprune.running import EvaluationFailed, private_random
-from autoprune.scores import DivergenceFromDense, Score
+from autoprune.scores import DivergenceFromDense
 from autoprune.search_spaces import Budget, SearchSpace, UserError
 from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import Workbench, handed_over, load_table, rebuild_workbench, use_table
+from autoprune.workbench import HandedOver, Workbench, load_table, rebuild_workbench, use_table
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 ScoreFunction: TypeAlias = Callable[[Evaluator, Sequence[Candidate]], Sequence[float]]
 """(evaluator of the study, candidates) -> a score for each, higher is better; a function of the candidate."""
@@ -112,14 +113,8 @@ def proxy(
     kd: bool = True,
     budget: Budget | str | Iterable[str] | None = None,
     extra: Mapping[str, ScoreFunction] | None = None,
-    model: nn.Module | None = None,
-    data: Data | None = None,
-    train: Iterable[Any] | None = None,
-    search: Iterable[Any] | None = None,
-    test: Iterable[Any] | None = None,
-    example_inputs: Any = None,
-    score: Score | None = None,
     progress: Progress = NO_PROGRESS,
+    **given: Unpack[HandedOver],
 ) -> ProxyReport:
     """Measure whether the scores of a search rank candidates as a short fine-tuning does, and say so.
 
@@ -133,7 +128,7 @@ def proxy(
         kd: whether the dense model is the teacher.
         budget: that the candidates keep; None for the run's.
         extra: further proxies of your own by name.
-        model, data, train, search, test, example_inputs, score: what the search was given in Python.
+        given: model, data, train, search, test, example_inputs, score: what the search was given in Python.
         progress: where to report to.
 
     Raises:
@@ -146,13 +141,9 @@ def proxy(
         raise UserError(f"The short fine-tuning takes at least 1 epoch, but got {epochs}.")
     with Study.open(Path(run)) as study:
         config = study.config
-        objects = handed_over(
-            config, model=model, data=data, train=train, search=search, test=test,
-            example_inputs=example_inputs, score=score,
-        )  # fmt: skip
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
-        bench = rebuild_workbench(config, objects, study.path)
+        bench = rebuild_workbench(config, study.path, **given)
         if "latency" in limits.costs:
             if "latency" not in Budget.parse(config.budget).costs:
                 raise UserError(

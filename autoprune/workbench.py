@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -26,6 +26,9 @@ from autoprune.precision import device_of
 from autoprune.scores import Score
 from autoprune.search_spaces import CRITERIA, Budget, SearchSpace, UserError, trace
 from autoprune.search_spaces.errors import unknown
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TABLE = Path("profile") / "latency.json"
 """Where a run folder keeps its latency table."""
@@ -110,22 +113,31 @@ def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
     )
 
 
-def handed_over(
-    config: SearchConfig,
-    *,
-    model: nn.Module | None = None,
-    data: Data | str | None = None,
-    train: Iterable[Any] | None = None,
-    search: Iterable[Any] | None = None,
-    test: Iterable[Any] | None = None,
-    example_inputs: Any = None,
-    score: str | Score | None = None,
-) -> Objects:
+class HandedOver(TypedDict, total=False):
+    """What a search was given in Python and no file can hold: handed over again by all that goes on with its run."""
+
+    model: nn.Module | None
+    data: Data | str | None
+    train: Iterable[Any] | None
+    search: Iterable[Any] | None
+    test: Iterable[Any] | None
+    example_inputs: Any
+    score: str | Score | None
+
+
+def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
     """Collect what was given in Python, loaders as a `Data`; what was given by name is in the configuration.
 
     Raises:
+        TypeError: something else was given.
         UserError: data is given twice or in part, or the loaders cannot be used.
     """
+    for name in given:
+        if name not in HandedOver.__annotations__:
+            raise TypeError(f"unexpected keyword argument {name!r}; known: {', '.join(HandedOver.__annotations__)}")
+    data, train = given.get("data"), given.get("train")
+    search, test = given.get("search"), given.get("test")
+    score = given.get("score")
     own = data if isinstance(data, Data) else None
     if train is not None:
         if data is not None:
@@ -134,17 +146,20 @@ def handed_over(
     elif search is not None or test is not None:
         raise UserError("Loaders for `search` or `test` need one for `train` beside them.")
     return Objects(
-        model=model, data=own, example_inputs=example_inputs, score=None if isinstance(score, str) else score
+        model=given.get("model"),
+        data=own,
+        example_inputs=given.get("example_inputs"),
+        score=None if isinstance(score, str) else score,
     )
 
 
-def rebuild_workbench(config: SearchConfig, objects: Objects, run: Path) -> Workbench:
-    """As `make_workbench`, for a run that exists.
+def rebuild_workbench(config: SearchConfig, run: Path, **given: Unpack[HandedOver]) -> Workbench:
+    """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
 
     Raises:
         UserError: also where model, weights or data are not those the run began with.
     """
-    bench = make_workbench(config, objects)
+    bench = make_workbench(config, handed_over(config, **given))
     check_same(config.fingerprints, fingerprints(bench), run)
     if reads_data(config.importance):
         load_scores(bench.space, config.importance, run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -48,7 +49,12 @@ def test_guide_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_examples_of_the_agents_run() -> None:
     (example,) = blocks(ROOT / "docs" / "agents.md", "python")
-    exec(compile(example, "agents.md", "exec"), {})
+    namespace: dict[str, Any] = {}
+    exec(compile(example, "agents.md", "exec"), namespace)
+    space, found = namespace["space"], namespace["info"]
+    dense = space.costs(space.dense).macs
+    assert found["costs"]["macs"] == space.costs(found["candidate"]).macs <= 0.25 * dense  # the budget that was chosen
+    assert namespace["reward"] == pytest.approx(namespace["score"](found["candidate"]))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -98,6 +98,8 @@ def test_resume_refuses_what_is_not_the_same(tmp_path: Path) -> None:
         ap.resume(tmp_path / "r", **loaders())
     with pytest.raises(ap.UserError, match=r"hand it over again.*train="):
         ap.resume(tmp_path / "r", model=tiny_net())
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'modle'; known: model"):
+        ap.resume(tmp_path / "r", modle=tiny_net(), **loaders())  # type: ignore[call-arg]
     assert ap.resume(tmp_path / "r", model=tiny_net(), **loaders()).trials
 
 
