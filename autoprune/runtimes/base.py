@@ -49,7 +49,7 @@ class Session(ABC):
             UserError: the runtime cannot run it.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (most have nothing to free)
         """Free what the session holds: files, threads, memory of a device. By default nothing."""
 
     def __enter__(self) -> Session:
