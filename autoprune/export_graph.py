@@ -125,7 +125,7 @@ def _export(
     args, kwargs = as_inputs(pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), example))
     batch = _batch_size((args, kwargs))
     # A batch of 1 would be taken for a constant by broadcasting code: the graph would then run at batch 1 only.
-    args, kwargs = _with_batch((args, kwargs), batch, max(batch, 2))
+    args, kwargs = with_batch((args, kwargs), max(batch, 2))
     with tempfile.TemporaryDirectory(prefix="autoprune-") as folder, torch.no_grad(), _quiet():
         file = Path(folder) / path.name
         with _step(f"This model cannot be written as {form}", hint=_HINT):
@@ -139,7 +139,7 @@ def _export(
 
 def _compare(run: Callable[[Inputs], Any], model: nn.Module, inputs: Inputs, batch: int) -> float:
     """Run both at `batch` samples; return the largest difference, or raise where it is above the tolerance."""
-    args, kwargs = _with_batch(inputs, _batch_size(inputs), batch)
+    args, kwargs = with_batch(inputs, batch)
     expected = pytree.tree_leaves(model(*args, **kwargs))
     found = pytree.tree_leaves(run((args, kwargs)))
     difference = max_difference(found, expected)
@@ -163,8 +163,15 @@ def _batch_size(inputs: Inputs) -> int:
     return int(batch)
 
 
-def _with_batch(inputs: Inputs, old: int, new: int) -> Inputs:
-    """Repeat or cut every tensor that has `old` rows so that it has `new`."""
+def with_batch(inputs: Inputs, new: int) -> Inputs:
+    """Repeat or cut every tensor that has as many rows as the batch has samples, so that it has `new`.
+
+    Raises:
+        UserError: no tensor has a batch.
+    """
+    old = _batch_size(inputs)
+    if old == new:
+        return inputs
 
     def resize(tensor: Tensor) -> Tensor:
         if tensor.ndim == 0 or tensor.shape[0] != old:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,29 @@ class Dense:
     score: float
     test: float | None = None
     latency: Latency | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values in the words of JSON."""
-        return {**asdict(self), "latency": None if self.latency is None else self.latency.to_dict()}
+        return {
+            **asdict(self),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "latencies": {name: latency.to_dict() for name, latency in self.latencies.items()},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Dense:
         """Undo `to_dict`."""
         latency = values["latency"]
-        return cls(**{**values, "latency": None if latency is None else Latency.from_dict(latency)})
+        return cls(
+            **{
+                **values,
+                "latency": None if latency is None else Latency.from_dict(latency),
+                "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
+                "measured": {cost: tuple(found) for cost, found in values.get("measured", {}).items()},
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

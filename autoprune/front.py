@@ -6,7 +6,7 @@ Objective arrays have shape [n, objectives] and are all minimised: a score enter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,14 @@ class FrontPoint:
     Attributes:
         trial: number of the trial that found it.
         candidate: level index per group.
-        costs: ``macs``, ``params``, ``memory`` (bytes) and, where there is a table, ``latency`` (predicted, ms).
+        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes), and predicted where the budget limits them, ``latency``
+            (ms) and the like: upper ends of the prediction interval.
         score: of the search, before fine-tuning, on `split`; higher is better.
         split: the data that `score` was taken on.
-        latency: measured on this device; None where it was not measured.
+        latency: measured on the first device; None where it was not measured.
+        latencies: on all devices, by the name of the gauge: ``onnxruntime-1`` is ONNX Runtime at batch 1.
+        measured: cost -> value and the ends of its 95 % interval, in the units of `costs`.
+        proposed: candidate of the trial, where another was taken to keep the budget as measured; else None.
         misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
             but is not a solution.
         repaired: score on `split` after a sequential repair; None where the search made one, or it was no better.
@@ -47,6 +51,9 @@ class FrontPoint:
     score: float
     split: str = "search"
     latency: Latency | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    proposed: Candidate | None = None
     misses: tuple[str, ...] = ()
     repaired: float | None = None
     finetuned: float | None = None
@@ -60,6 +67,7 @@ class FrontPoint:
         return {
             **asdict(self),
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "latencies": {name: latency.to_dict() for name, latency in self.latencies.items()},
             "path": None if self.path is None else str(self.path),
         }
 
@@ -74,6 +82,9 @@ class FrontPoint:
                 "candidate": tuple(values["candidate"]),
                 "misses": tuple(values["misses"]),
                 "latency": None if values["latency"] is None else Latency.from_dict(values["latency"]),
+                "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
+                "measured": {cost: tuple(found) for cost, found in values.get("measured", {}).items()},
+                "proposed": None if values.get("proposed") is None else tuple(values["proposed"]),
                 "path": None if values["path"] is None else Path(values["path"]),
             }
         )

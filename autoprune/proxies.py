@@ -144,13 +144,14 @@ def proxy(
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
         bench = rebuild_workbench(config, study.path, **given)
-        if "latency" in limits.costs:
-            if "latency" not in Budget.parse(config.budget).costs:
+        if measures(limits):
+            missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
+            if missing:
                 raise UserError(
-                    f"The run {run} has no latency table, since its own budget does not limit latency. Give limits on "
-                    "macs, params or memory."
+                    f"The run {run} knows nothing of {missing[0]}, since its own budget does not limit it. Give limits "
+                    "on macs, params, size or memory."
                 )
-            bench = use_table(bench, load_table(study.path))
+            load_devices(bench, study.path)
         session = _Session(study, bench, limits, settings, kd, dict(extra or {}), progress)
         found = session.run(candidates)
         finished = Finished.read(study.path)
