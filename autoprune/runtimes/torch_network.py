@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,9 +82,7 @@ class TorchRuntime(Runtime):
 class TorchRunnable:
     """A network, its inputs, and what is called to run it (the network itself, or a compiled form of it)."""
 
-    def __init__(
-        self, runtime: TorchRuntime, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    ) -> None:
+    def __init__(self, runtime: TorchRuntime, model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
         self.model, self.inputs = model, inputs
         self._modules = list(model.modules())
         self._threads = None if runtime.on_cuda else runtime.threads
@@ -106,6 +104,9 @@ class TorchRunnable:
         with self._circumstances():
             return self.run()
 
+    def _on_device(self) -> AbstractContextManager[None]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
     @contextmanager
     def _circumstances(self) -> Iterator[None]:
         """Evaluation mode, inference mode, the number of threads and the device; all put back."""
@@ -117,7 +118,7 @@ class TorchRunnable:
         if change:
             torch.set_num_threads(self._threads)  # type: ignore[arg-type]
         try:
-            with torch.inference_mode(), torch.cuda.device(self._device if self._device.type == "cuda" else None):
+            with torch.inference_mode(), self._on_device():
                 yield
         finally:
             if change:
