@@ -70,8 +70,9 @@ Budget = Annotated[
     list[str],
     typer.Option(
         metavar="COST=LIMIT",
-        help="Upper limit on [b]macs[/], [b]flops[/], [b]params[/], [b]memory[/] or [b]latency[/]: macs=0.5x, "
-        "params=2M, memory=4MB, latency=8ms. Repeatable; every trial keeps all of them.",
+        help="Limit on [b]macs[/], [b]flops[/], [b]params[/], [b]memory[/], [b]size[/], [b]latency[/], "
+        "[b]throughput[/] or [b]energy[/]: macs=0.5x, params=2M, size=5MB, latency=8ms, throughput=500/s; on a device: "
+        "latency@NAME=8ms, latency@worst=0.5x. Repeatable; every trial keeps all of them.",
         rich_help_panel=SEARCH,
         show_default=False,
     ),
