@@ -85,6 +85,18 @@ NewRun = Annotated[
     Path,
     typer.Option(help="Run folder to make.", rich_help_panel=RESULT, show_default=False),
 ]
+Align = Annotated[
+    str,
+    typer.Option(
+        metavar="1|8|16|auto",
+        help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the runtime "
+        "is fast where the budget limits latency, throughput or energy; else 8.",
+        rich_help_panel=SEARCH,
+    ),
+]
+TraceAlign = Annotated[
+    int, typer.Option(help="Levels are multiples of this many channels where a layer is wide enough: 1, 8, 16 ...")
+]
 Agent = Annotated[
     str,
     typer.Option(

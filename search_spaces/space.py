@@ -311,12 +311,15 @@ def trace(
     Args:
         model: any module that runs on `example_inputs`; never changed.
         example_inputs: one tensor, a tuple of positional or a dict of keyword arguments. Costs are at its batch size.
-        align: channel counts of the levels are multiples of this where a layer is wide enough.
+        align: channel counts of the levels are multiples of this, a power of two, where a layer is wide enough.
         max_levels: at most this many levels per group.
 
     Raises:
-        UserError: the model does not run on the inputs (its own error is the cause), or nothing can be cut.
+        UserError: the model does not run on the inputs (its own error is the cause), nothing can be cut, or `align`
+            is no power of two.
     """
+    if align < 1 or align & (align - 1):
+        raise UserError(f"`align` must be a power of two, but got {align!r}. Choose 1, 8 or 16.")
     args, kwargs = _split_inputs(example_inputs)
     traced = trace_model(model, args, kwargs)
     ties, parameters = traced.ties, traced.parameters
