@@ -25,7 +25,7 @@ MANY_LEVELS = 6
 
 
 def print_trace(
-    source: ModelSource, *, data: str | None, data_root: Path | None, shape: str | None, json: bool
+    source: ModelSource, *, data: str | None, data_root: Path | None, shape: str | None, align: int, json: bool
 ) -> None:
     """Trace the model and print its groups, layers and frozen units.
 
@@ -39,7 +39,7 @@ def print_trace(
     else:
         sizes = read_shape(shape) if shape is not None else (1, channels or 3, 224, 224)
         example = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
-    space = trace(model, example)
+    space = trace(model, example, align=align)
     layers = layer_macs(space)
     if json:
         content = {
