@@ -22,9 +22,9 @@ from scipy.optimize import nnls
 
 from autoprune.device import device_fingerprint, device_info
 from autoprune.files import atomic_write, read_json
+from autoprune.latency.replay import Widths, is_work, make_call, scaled, scaled_shape, signature, time_call, widths_of
 from autoprune.measure import measure
 from autoprune.progress import NO_PROGRESS, Progress
-from autoprune.replay import Widths, is_work, make_call, scaled, scaled_shape, signature, time_call, widths_of
 from autoprune.search_spaces import Candidate, SearchSpace, UserError
 from autoprune.search_spaces.costs import Products, spec_numel
 from autoprune.search_spaces.tracer import Op
