@@ -177,8 +177,8 @@ def search(
         audit: share of the cuts without proof that are evaluated all the same, to measure how many are wrong.
         device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
         runtimes: what latency is measured on: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, or
-            ``phone=command:./time.sh`` for a device of your own (docs/runtimes.md). The first is meant by ``latency=8ms``,
-            others by ``latency@phone=8ms``.
+            ``phone=command:./time.sh`` for a device of your own (docs/runtimes.md). ``latency=8ms`` means the first,
+            ``latency@phone=8ms`` another.
         latency_batch, throughput_batch: samples a batch; `latency_threads`: threads on a processor.
         latency_repeats: rounds at least of the last measurement of each front point.
         latency_subnets: how many to measure before the first trial, to learn predicting the others.

@@ -203,9 +203,9 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="[NAME=]RUNTIME",
-        help="What latency is measured on: [b]eager[/], [b]compile[/], [b]onnxruntime[/], [b]openvino[/], with settings "
-        "eager:precision=bf16, or a script of yours, phone=command:./time.sh. Repeatable: latency=8ms means the first, "
-        "latency@phone=8ms another. Default: eager.",
+        help="What latency is measured on: [b]eager[/], [b]compile[/], [b]onnxruntime[/], [b]openvino[/], with "
+        "settings eager:precision=bf16, or a script of yours, phone=command:./time.sh. Repeatable: latency=8ms means "
+        "the first, latency@phone=8ms another. Default: eager.",
         rich_help_panel=LATENCY,
         show_default=False,
     ),

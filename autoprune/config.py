@@ -105,7 +105,7 @@ class SearchConfig:
         heuristic: whether candidates are skipped whose loss by the prior is far above the incumbent's.
         error_rate: of a statistical bound: the chance, at most, that a candidate is cut which should not be.
         audit: share of the cuts without proof that are evaluated all the same, to see how many are wrong.
-        runtimes: ``onnxruntime``, or with a name ``phone=command:./time.sh``; the first is meant where a limit names none.
+        runtimes: ``onnxruntime``, or with a name ``phone=command:./time.sh``; a limit that names none means the first.
         latency_batch, throughput_batch: samples a batch.
         latency_threads: threads of a runtime on a processor.
         latency_repeats: rounds at least of the last measurement of each front point.

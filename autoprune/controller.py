@@ -162,7 +162,8 @@ class Controller:
 
     def _tell(self, trial: Trial) -> None:
         """Tell a trial to its agent; then the models learn what was measured for it, as the agent's next proposal may
-        depend on them, but nothing that it does when it is told."""
+        depend on them, but nothing that it does when it is told.
+        """
         self._seat(trial.number).agent.tell(trial)
         if self.keeper is not None:
             self.keeper.gauges.learn(trial.readings)

@@ -224,7 +224,9 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
     """Write ``report.html``."""
     config = study.config
     proxies, unusable = read_report(study.path, config.fingerprints)
-    notes = [f"{gauge.device}, batch {gauge.batch}: {gauge.predictor}." for gauge in bench.gauges.budgeted]
+    notes = [
+        f"{gauge.device}, batch {gauge.batch}: predictions {gauge.predictor.error}." for gauge in bench.gauges.budgeted
+    ]
     write_report(
         study.path / REPORT,
         title=study.path.resolve().name,

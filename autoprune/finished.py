@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.files import read_json, write_json
-from autoprune.front import FrontPoint
+from autoprune.front import FrontPoint, Interval
 from autoprune.measure import Latency
 from autoprune.search_spaces.errors import UserError
 from autoprune.tables import DenseFigures
@@ -30,7 +30,7 @@ class Dense:
     test: float | None = None
     latency: Latency | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
-    measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    measured: dict[str, Interval] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values in the words of JSON."""
@@ -73,7 +73,13 @@ class Finished:
     def figures(self) -> DenseFigures:
         """The dense model for tables."""
         dense = self.dense
-        return {"costs": dense.costs, "score": dense.score, "test": dense.test, "latency": dense.latency}
+        return {
+            "costs": dense.costs,
+            "score": dense.score,
+            "test": dense.test,
+            "latency": dense.latency,
+            "measured": dense.measured,
+        }
 
     def is_whole(self) -> bool:
         """Whether the folders of all points are there, as `read` found them."""

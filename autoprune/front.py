@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from autoprune.measure import Latency
 
 
+Interval: TypeAlias = tuple[float, float, float]
+"""A measured value and the ends of its 95 % interval."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontPoint:
     """A subnet of the front, finished: fine-tuned where asked, measured, exported.
@@ -27,8 +31,8 @@ class FrontPoint:
     Attributes:
         trial: number of the trial that found it.
         candidate: level index per group.
-        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes), and predicted where the budget limits them, ``latency``
-            (ms) and the like: upper ends of the prediction interval.
+        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes), and where the budget limits them, ``latency`` (ms) and
+            the like: upper ends of their prediction intervals.
         score: of the search, before fine-tuning, on `split`; higher is better.
         split: the data that `score` was taken on.
         latency: measured on the first device; None where it was not measured.
@@ -52,7 +56,7 @@ class FrontPoint:
     split: str = "search"
     latency: Latency | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
-    measured: dict[str, tuple[float, float, float]] = field(default_factory=dict)
+    measured: dict[str, Interval] = field(default_factory=dict)
     proposed: Candidate | None = None
     misses: tuple[str, ...] = ()
     repaired: float | None = None

@@ -19,7 +19,6 @@ from torch import nn
 
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
-from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import Inputs, with_batch
 from autoprune.files import read_json, write_json
@@ -27,21 +26,15 @@ from autoprune.latency import LatencyModel
 from autoprune.measure import Latency, Stopwatch, batch_size
 from autoprune.progress import Progress
 from autoprune.runtimes import RUNTIMES, Runtime, make_runtime
-from autoprune.search_spaces import Budget, Candidate, CostModel, SearchSpace, UserError
-from autoprune.search_spaces.budget import parse_cost
+from autoprune.search_spaces import Budget, Candidate, CostModel, SearchSpace, UserError, parse_cost
 from autoprune.search_spaces.errors import unknown
+from autoprune.search_spaces.quantities import WORST, is_measured
 from autoprune.search_spaces.types import FloatArray, IntArray
 
 FOLDER = Path("profile") / "latency"
 """Where a run folder keeps what its gauges have learnt, one file for each."""
 
-MEASURED = ("latency", "throughput", "energy")
-"""Quantities that a trace cannot tell."""
-
 WATTS = "watts.json"
-
-WORST = "worst"
-"""In place of a device: the largest share of the dense latency over all of them."""
 
 
 class Gauge:
@@ -86,13 +79,14 @@ class Gauge:
 
     def held_ms(self, latency: Latency) -> float:
         """Upper end of a measured latency, in the milliseconds of the time when the model was made."""
-        return latency.ratio_high * self.predictor.dense_ms
+        _, _, high = _ratio(latency)
+        return high * self.predictor.dense_ms
 
     def reading(self, candidate: Candidate, latency: Latency) -> Reading:
         """What is learnt from a measurement, in the same milliseconds."""
         scale = self.predictor.dense_ms
-        se = (latency.ratio_high - latency.ratio_low) / (2 * 1.96)
-        return Reading(candidate, self.name, round(latency.ratio * scale, 6), round(se * scale, 6))
+        ratio, low, high = _ratio(latency)
+        return Reading(candidate, self.name, round(ratio * scale, 6), round((high - low) / (2 * 1.96) * scale, 6))
 
 
 class Gauges:
@@ -123,17 +117,15 @@ class Gauges:
 
     def learn_devices(self, space: SearchSpace, config: SearchConfig, progress: Progress) -> None:
         """Measure what the models need, or take it from the device profile."""
-        profile = None if config.device_profile is None else DeviceProfile(Path(config.device_profile))
         for gauge in self.budgeted:
             gauge.model = LatencyModel.measure(
                 space,
                 gauge.stopwatch,
                 subnets=config.latency_subnets,
                 seed=config.seed,
-                profile=profile,
                 progress=progress,
             )
-            progress.say(f"Latency on {gauge.device}, batch {gauge.batch}: {gauge.model}.")
+            progress.say(f"Latency on {gauge.device}, batch {gauge.batch}: {gauge.model.error}.")
             if gauge.energy is not None:
                 dense = gauge.stopwatch.measure({})["dense"]
                 gauge.watts = (dense.energy_mj or 0.0) / dense.ms
@@ -201,8 +193,9 @@ class Gauges:
         }
 
     def values(self, found: Mapping[str, Latency]) -> dict[str, float]:
-        """What limits are held against: costs of a measured network, from its latency by gauge name. Upper ends of their
-        intervals, in the milliseconds of the time when the models were made.
+        """What limits are held against: costs of a measured network, from its latency by gauge name.
+
+        Upper ends of their intervals, in the milliseconds of the time when the models were made.
         """
         return {
             cost: max(_held(quantity, gauge, found[gauge.name]) for gauge in gauges)
@@ -279,11 +272,6 @@ def named_devices(config: SearchConfig) -> dict[str, str]:
     return devices
 
 
-def is_measured(cost: str) -> bool:
-    """Whether a cost is one that a trace cannot tell."""
-    return parse_cost(cost)[0] in MEASURED
-
-
 def _cost_model(quantity: str, gauges: tuple[Gauge, ...], confidence: float) -> CostModel:
     models = [gauge.predictor.cost(confidence=confidence) for gauge in gauges]
     scales = [_scale(quantity, gauge) for gauge in gauges]
@@ -304,6 +292,14 @@ def _scale(quantity: str, gauge: Gauge) -> float:
     return 1 / gauge.batch if quantity == "throughput" else 1.0
 
 
+def _ratio(latency: Latency) -> tuple[float, float, float]:
+    """Share of the dense latency, with its interval."""
+    assert latency.ratio is not None
+    assert latency.ratio_low is not None
+    assert latency.ratio_high is not None
+    return latency.ratio, latency.ratio_low, latency.ratio_high
+
+
 def _held(quantity: str, gauge: Gauge, latency: Latency) -> float:
     if quantity == "energy" and latency.energy_mj is not None:
         return latency.energy_mj / gauge.batch
@@ -312,8 +308,7 @@ def _held(quantity: str, gauge: Gauge, latency: Latency) -> float:
 
 def _interval(quantity: str, gauge: Gauge, latency: Latency) -> tuple[float, float, float]:
     if quantity == WORST:
-        assert latency.ratio is not None
-        return latency.ratio, latency.ratio_low or latency.ratio, latency.ratio_high or latency.ratio
+        return _ratio(latency)
     if quantity == "energy":
         value = (latency.energy_mj or 0.0) / gauge.batch
         return value, value, value

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-
 from typing import TYPE_CHECKING
 
 from autoprune.agents.base import Reading

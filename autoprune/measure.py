@@ -21,9 +21,9 @@ from autoprune.progress import Progress
 from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, Session, Times
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.stopwatch import DENSE, WARMUP, Stopwatch, batch_size, race
+from autoprune.stopwatch import DENSE, WARMUP, Stopwatch, TooNoisy, batch_size, race
 
-__all__ = ["Latency", "Stopwatch", "device_fingerprint", "device_info", "measure"]
+__all__ = ["Latency", "Stopwatch", "TooNoisy", "batch_size", "device_fingerprint", "device_info", "measure"]
 
 
 def measure(

@@ -30,6 +30,7 @@ from autoprune.finish import report
 from autoprune.finished import Finished
 from autoprune.kl_table import KLTable
 from autoprune.precision import device_of
+from autoprune.preparing import load_devices
 from autoprune.profiling import usable_table
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_file import FILE, FINETUNE, Measured, Record
@@ -39,9 +40,10 @@ from autoprune.running import EvaluationFailed, private_random
 from autoprune.scores import DivergenceFromDense
 from autoprune.search_spaces import Budget, SearchSpace, UserError
 from autoprune.search_spaces.projection import check_budget
+from autoprune.search_spaces.quantities import is_measured
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import HandedOver, Workbench, load_table, rebuild_workbench, use_table
+from autoprune.workbench import HandedOver, Workbench, rebuild_workbench
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -144,7 +146,7 @@ def proxy(
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
         bench = rebuild_workbench(config, study.path, **given)
-        if measures(limits):
+        if any(map(is_measured, limits.costs)):
             missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
             if missing:
                 raise UserError(

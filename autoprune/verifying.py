@@ -40,8 +40,10 @@ def verify(
     for round_number in range(ROUNDS):
         models = {str(i): space.materialise(point.candidate, share=True) for i, point in enumerate(found)}
         measured = gauges.measure(models, min_rounds=bench.config.latency_repeats, progress=progress)
-        found = [_with_latencies(point, {name: m[str(i)] for name, m in measured.items()}, keeper, bench)
-                 for i, point in enumerate(found)]
+        found = [
+            _with_latencies(point, {name: m[str(i)] for name, m in measured.items()}, keeper, bench)
+            for i, point in enumerate(found)
+        ]
         if round_number == ROUNDS - 1 or not any(point.misses for point in found):
             break
         moved = _distinct(_moved(point, keeper, bench, progress) if point.misses else point for point in found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -30,6 +30,7 @@ from autoprune.search_spaces.errors import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:

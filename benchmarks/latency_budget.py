@@ -124,9 +124,7 @@ def measure_afresh(path: Path) -> None:
     found = []
     with make_gauges(config, Budget.parse(config.budget), space) as gauges:
         for job in content["jobs"]:
-            models = {
-                name: space.materialise(tuple(job[name]), share=True) for name in ("candidate", "proposed")
-            }
+            models = {name: space.materialise(tuple(job[name]), share=True) for name in ("candidate", "proposed")}
             (latencies,) = gauges.measure(models).values()
             latency = latencies["candidate"]
             found.append(

@@ -29,7 +29,7 @@ from autoprune.export_graph import (
     _free_batch,
     _quiet,
     _step,
-    _with_batch,
+    with_batch,
     as_inputs,
     largest_output,
     max_difference,
@@ -119,7 +119,7 @@ class OnnxTemplate:
         self.exports += 1
         model = _on_cpu(model)
         batch = _batch_size(self.inputs)
-        example = _with_batch(self.inputs, batch, max(batch, 2))
+        example = with_batch(self.inputs, max(batch, 2))
         with evaluation_mode(model), torch.no_grad(), _quiet():
             try:
                 return _exported(model, example, _free_batch(model, example))
