@@ -172,7 +172,7 @@ def race(
     tracks = {name: _Track(run) for name, run in runs.items()}
     base = None if reference is None else tracks[reference]
     with ExitStack() as stack:
-        stack.enter_context(quiet(runtime.threads))
+        stack.enter_context(quiet())
         most = MAX_WARMUP * warmup + max_rounds
         task = stack.enter_context((progress or NO_PROGRESS).task("Measuring latency", most, "rounds"))
         rounds_before, settled = _warm_up(list(tracks.values()), warmup, runtime.clock, task)
