@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-
 PRIORITY = -10
 """Nice value while measuring. With every core taken by other programs, it makes wall-clock time what it is alone."""
 

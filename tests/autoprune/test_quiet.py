@@ -19,10 +19,15 @@ def nice(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def test_everything_is_put_back_even_after_an_exception(nice: list[int]) -> None:
     collecting = gc.isenabled()
-    with pytest.raises(RuntimeError, match="mine"), quiet():
-        assert nice == [3, PRIORITY]
-        assert not gc.isenabled()
-        raise RuntimeError("mine")
+
+    def work() -> None:
+        with quiet():
+            assert nice == [3, PRIORITY]
+            assert not gc.isenabled()
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        work()
     assert nice == [3, PRIORITY, 3]
     assert gc.isenabled() == collecting
 
