@@ -171,7 +171,8 @@ def footnotes(
         lines.append(
             f"Latency: median ± half its 95 % confidence interval, {latency.repeats} repeats after {latency.warmup} "
             f"for warm-up, {latency.clock_name}, batch {latency.batch}, {threads}, {latency.runtime} "
-            f"{latency.precision} on {latency.device}; all models run in turn, × is the median ratio to the dense model in the same round."
+            f"{latency.precision} on {latency.device}; all models run in turn, × is the median ratio to the dense "
+            "model in the same round."
         )
     if any("latency" in point.costs for point in front):
         lines.append(

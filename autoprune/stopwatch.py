@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autoprune.device import device_info
@@ -47,6 +48,8 @@ one, and is known well enough long before a large one has run `max_rounds` times
 NOISY = 3.0
 """A measurement is refused where, after all rounds allowed, its interval is this many times wider than asked for.
 Between once and this, the interval says how far the measurement got."""
+
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 class TooNoisy(UserError):
@@ -119,6 +122,7 @@ class Stopwatch:
             runs,
             self.runtime,
             batch=self._batch,
+            precision=precision_of(self.runtime, self._dense_model),
             reference=DENSE,
             accuracy=self._accuracy if accuracy is None else accuracy,
             min_rounds=self._min_rounds if min_rounds is None else min_rounds,
@@ -164,6 +168,7 @@ def race(
     runtime: Runtime,
     *,
     batch: int,
+    precision: str,
     reference: str | None,
     accuracy: float,
     min_rounds: int,
@@ -185,7 +190,7 @@ def race(
     tracks = {name: _Track(run) for name, run in runs.items()}
     base = None if reference is None else tracks[reference]
     with ExitStack() as stack:
-        stack.enter_context(quiet(runtime.threads))
+        stack.enter_context(quiet())
         most = MAX_WARMUP * warmup + max_rounds
         task = stack.enter_context((progress or NO_PROGRESS).task("Measuring latency", most, "rounds"))
         rounds_before, settled = _warm_up(list(tracks.values()), warmup, runtime.clock, task)
@@ -203,7 +208,8 @@ def race(
             for track in tracks.values():
                 track.energy_mj = energy.millijoules(track.run)
     result = {
-        name: _latency(track, base, reference, runtime, batch, rounds_before, settled) for name, track in tracks.items()
+        name: _latency(track, base, reference, runtime, batch, precision, rounds_before, settled)
+        for name, track in tracks.items()
     }
     for name, latency in result.items():
         if latency.accuracy > NOISY * accuracy and not (latency.reference == name and len(result) > 1):
@@ -271,6 +277,7 @@ def _latency(
     reference: str | None,
     runtime: Runtime,
     batch: int,
+    precision: str,
     warmup: int,
     settled: bool,
 ) -> Latency:
@@ -300,7 +307,7 @@ def _latency(
         energy_mj=track.energy_mj,
         threads=runtime.threads,
         batch=batch,
-        precision=runtime.precision,
+        precision=precision,
         device=runtime.device or device_info()["cpu"],
         clock="wall" if runtime.clock == "cpu" and not tells else runtime.clock,
         runtime=runtime.name,
@@ -342,3 +349,11 @@ def batch_size(inputs: Any) -> int:
         return inputs.shape[0] if inputs.dim() else 0
     parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else ()
     return next(filter(None, map(batch_size, parts)), 0)
+
+
+def precision_of(runtime: Runtime, model: nn.Module) -> str:
+    """In which the runtime computes; where it takes the weights as they are, theirs."""
+    if runtime.precision != "model":
+        return runtime.precision
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
