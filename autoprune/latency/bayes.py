@@ -1,6 +1,6 @@
 """Linear regression on shares with a prior from the roofline: a Gaussian process with linear kernels.
 
-Model, in units of the dense network (``y`` = measured / dense, ``x`` = shares - 1, so that the dense network is 0 -> 1):
+Model, in units of the dense network (``y`` = measured / dense, ``x`` = shares - 1, which is 0 for the dense network):
 
     y = 1 + x . w + error,    error ~ N(0, (sigma y)^2 + se^2)
 
@@ -20,7 +20,7 @@ Shape letters: N samples, K features, A amounts, R = 1 + A + K independent norma
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ COMMON = 1.0
 SIGMAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08)
 KINDS = (0.1, 0.3, 1.0, 3.0)
 OWN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-FLOOR = 0.1
+FLOOR = 1.0
 """Share of all time that is spread evenly over features for their own deviations: the guess is only a guess."""
 
 
@@ -106,19 +106,20 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
     by_kind, by_feature = x @ prior.amounts.T, x * prior.spread
     by_kind, by_feature = by_kind @ by_kind.T, by_feature @ by_feature.T
 
-    def covariance(setting: tuple[float, float, float]) -> FloatArray:
+    def covariance(setting: FloatArray) -> FloatArray:
         sigma, kinds, own = setting
         noise = (sigma * ratios) ** 2 + errors**2
         total: FloatArray = common + kinds**2 * by_kind + own**2 * by_feature + np.diag(noise)
         return total
 
-    def evidence(setting: tuple[float, float, float]) -> float:
+    def evidence(setting: FloatArray) -> float:
         factor = np.linalg.cholesky(covariance(setting))
         half = solve_triangular(factor, residual, lower=True)
         return float(-0.5 * half @ half - np.log(np.diag(factor)).sum())
 
-    sigma, kinds, own = _ascend(evidence, (SIGMAS, KINDS, OWN), (SIGMAS[3], 1.0, 0.2))
-    factor = np.linalg.cholesky(covariance((sigma, kinds, own)))
+    setting = _ascend(evidence, (SIGMAS, KINDS, OWN), (SIGMAS[3], 1.0, 0.2))
+    sigma, kinds, own = map(float, setting)
+    factor = np.linalg.cholesky(covariance(setting))
     root = prior.root(kinds, own)
     cross = root @ (x @ root).T  # [K, N]
     solved = cho_solve((factor, True), residual)
@@ -132,23 +133,22 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
         own=own,
         left_out=ratios - solved / np.diag(inverse),
         left_out_sd=1 / np.sqrt(np.diag(inverse)),
-        evidence=evidence((sigma, kinds, own)),
+        evidence=evidence(setting),
     )
 
 
 def _ascend(
-    value: Callable[[tuple[float, float, float]], float],
-    grids: tuple[tuple[float, ...], ...],
-    start: tuple[float, float, float],
-) -> tuple[float, float, float]:
+    value: Callable[[FloatArray], float], grids: Sequence[Sequence[float]], start: Sequence[float]
+) -> FloatArray:
     """The best point of a grid as far as changing one coordinate at a time finds it; of equal ones the first."""
-    best, best_value = start, value(start)
+    best, best_value = np.array(start), value(np.array(start))
     while True:
         before = best
         for axis, grid in enumerate(grids):
             for entry in grid:
-                point = (*best[:axis], entry, *best[axis + 1 :])
-                if point != best and (found := value(point)) > best_value:
+                point = best.copy()
+                point[axis] = entry
+                if (found := value(point)) > best_value:
                     best, best_value = point, found
-        if best == before:
+        if best is before:
             return best

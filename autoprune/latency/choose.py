@@ -14,7 +14,7 @@ from autoprune.search_spaces import Candidate, SearchSpace
 POOL = 400
 NOISE = 0.015
 """Relative spread of a measured subnet around the model that the choice reckons with."""
-KINDS, OWN = 1.0, 0.4
+KINDS, OWN = 1.0, 0.2
 """What the choice takes ops to deviate by: see `bayes`."""
 
 

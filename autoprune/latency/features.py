@@ -63,8 +63,7 @@ class Features:
             self.amounts[names.index(name), feature] += guess / total
             modules[module][feature] += guess / total
         self.modules = dict(modules)
-        self._dense = 1.0
-        self._dense = self._products(space.units([space.dense]))[:, 0][:, None]
+        self._dense: FloatArray = self._products(space.units([space.dense]))  # [K, 1]
 
     def __call__(self, units: IntArray) -> FloatArray:
         """Kept units [n, G] -> shares [n, K]; 1 for all of the dense network."""
@@ -111,8 +110,8 @@ def kind_of(op: Op) -> str:
 def _distinct_counts(fixed: IntArray, per_unit: csr_array) -> tuple[IntArray, csr_array, IntArray]:
     """Distinct rows of a table of counts, and which of them each row is."""
     known: dict[tuple[int, bytes, bytes], int] = {}
-    place = []
-    first = []
+    place: list[int] = []
+    first: list[int] = []
     for row, (constant, start, end) in enumerate(zip(fixed, per_unit.indptr, per_unit.indptr[1:], strict=False)):
         key = (int(constant), per_unit.indices[start:end].tobytes(), per_unit.data[start:end].tobytes())
         if key not in known:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 FORMAT = 2
 SMALLEST = 0.01
 """No subnet is predicted to cost less than this share of the dense network."""
+STEPS = (1, 8, 16, 32)
+"""Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
+CLEARLY = 3.0
+"""By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
 
@@ -99,8 +103,8 @@ class LatencyModel:
         self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
         self._units = space.units
-        self._features = Features(space)
-        self._prior = Prior(self._features.amounts)
+        self._stepped = [Features(space, step=step) for step in STEPS]
+        self._prior = Prior(self._stepped[0].amounts)
         self.samples: tuple[Sample, ...] = ()
         for sample in samples:
             self._check(sample)
@@ -206,8 +210,10 @@ class LatencyModel:
                 repeats.setdefault(sample.candidate, []).append(sample)
         ms = np.array([sum(s.ms for s in same) / len(same) for same in repeats.values()])
         errors = np.array([math.sqrt(sum(s.se**2 for s in same)) / len(same) for same in repeats.values()])
-        shares = self._features(self._units(list(repeats)))
-        self._posterior: Posterior = fit(shares, ms / self.dense_ms, errors / self.dense_ms, self._prior)
+        units = self._units(list(repeats))
+        posteriors = [fit(f(units), ms / self.dense_ms, errors / self.dense_ms, self._prior) for f in self._stepped]
+        best = max(range(len(STEPS)), key=lambda i: posteriors[i].evidence - (CLEARLY if i else 0.0))
+        self._features, self._posterior = self._stepped[best], posteriors[best]
         z = (ms / self.dense_ms - self._posterior.left_out) / self._posterior.left_out_sd
         # intervals are never narrower than the model says, and wider where left-out subnets say so
         self._inflation = max(1.0, float(np.sqrt(np.mean(z**2)))) if len(z) >= 3 else 1.0
