@@ -158,12 +158,12 @@ def footnotes(
         lines.append("The best point is the one within the budget with the best score on the search split.")
     latency = next((p.latency for p in front if p.latency is not None), dense.get("latency"))
     if latency is not None:
-        clock = "wall-clock time" if latency.clock == "wall" else latency.clock
         threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
         lines.append(
-            f"Latency: median ± interquartile range of {latency.repeats} repeats after {latency.warmup} for warm-up, "
-            f"{clock}, batch {latency.batch}, {threads}, {latency.runtime} {latency.precision} on {latency.device}; "
-            "all models run in turn, × is the median ratio to the dense model in the same round."
+            f"Latency: median ± half its 95 % confidence interval, {latency.repeats} repeats after {latency.warmup} "
+            f"for warm-up, {latency.clock_name}, batch {latency.batch}, {threads}, {latency.runtime} "
+            f"{latency.precision} on {latency.device}; all models run in turn, × is the median ratio to the dense "
+            "model in the same round."
         )
     if any("latency" in point.costs for point in front):
         lines.append(

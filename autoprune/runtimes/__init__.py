@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from autoprune.runtimes.base import Runnable, Runtime, Session, Times
+from autoprune.runtimes.spec import RUNTIMES, make_runtime
 
-__all__ = ["Runnable", "Runtime", "Session", "Times"]
+__all__ = ["RUNTIMES", "Runnable", "Runtime", "Session", "Times", "make_runtime"]

@@ -3,16 +3,18 @@ from __future__ import annotations
 import gc
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune import measure as module
 from autoprune.device import device_fingerprint, device_info
 from autoprune.measure import Latency, measure
 from autoprune.progress import RichProgress
+from autoprune.robust import WIDER
 from autoprune.search_spaces.errors import UserError
+from tests.autoprune.scripted import Scripted, ScriptedRuntime
 
 
 class Logger(nn.Module):
@@ -27,19 +29,6 @@ class Logger(nn.Module):
         states = self.training, torch.is_inference_mode_enabled(), torch.get_num_threads(), gc.isenabled()
         self.log.append((self.name, *states))
         return x * scale
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[list[float]]:
-    """Replace the timer: every run of a network takes the next time of a list of milliseconds."""
-    times: list[list[float]] = [[]]
-
-    def timer(call):  # type: ignore[no-untyped-def]
-        call()
-        return (times[0].pop(0) if times[0] else 1.0), 0.25
-
-    monkeypatch.setattr(module, "_cpu_thread_time", timer)
-    return times
 
 
 def test_networks_take_turns_in_the_stated_circumstances() -> None:
@@ -76,34 +65,33 @@ def test_settings_come_back_after_an_exception() -> None:
     assert gc.isenabled()
 
 
-def test_statistics_by_hand(clock: list[list[float]]) -> None:
-    log: list[tuple[object, ...]] = []
-    models = {"dense": Logger("dense", log), "half": Logger("half", log)}
+def test_statistics_by_hand() -> None:
     dense, half = [2.0, 4.0, 8.0, 4.0, 4.0], [1.0, 3.0, 2.0, 2.0, 2.0]
-    rounds = [(d, h) if i % 2 == 0 else (h, d) for i, (d, h) in enumerate(zip(dense, half, strict=True))]
-    clock[0] = [value for pair in rounds for value in pair]
-    result = measure(models, torch.zeros(1, 1), repeats=5, warmup=0)
-    assert result["dense"].median_ms == 4.0
+    models = {"dense": Scripted(lambda run: dense[run]), "half": Scripted(lambda run: (half[run], 0.25))}
+    result = measure(models, torch.zeros(1, 1), runtime=ScriptedRuntime("wall"), repeats=5, warmup=0)
+    assert result["dense"].ms == 4.0
     assert result["dense"].ratio == 1.0
-    assert result["half"].median_ms == 2.0
+    assert result["half"].ms == result["half"].median_ms == result["half"].wall_ms == 2.0
     assert result["half"].samples_ms == (1.0, 3.0, 2.0, 2.0, 2.0)
+    interval = 2 * 0.5**WIDER, 2 * 1.5**WIDER  # of 1 to 3: five samples are too few for less
+    assert (result["half"].low_ms, result["half"].high_ms) == pytest.approx(interval)
     assert result["half"].p10_ms == pytest.approx(1.4)
     assert result["half"].iqr_ms == 0.0
     assert result["half"].ratio == 0.5  # of 0.5, 0.75, 0.25, 0.5, 0.5
+    assert (result["half"].ratio_low, result["half"].ratio_high) == pytest.approx((interval[0] / 4, interval[1] / 4))
     assert result["half"].reference == "dense"
     assert result["half"].cpu_ms == 0.25
 
 
-def test_the_warm_up_ends_when_times_no_longer_fall(clock: list[list[float]]) -> None:
-    models = {"a": Logger("a", [])}
-    clock[0] = [9.0, 8.0, 4.0, 4.1, 3.9, 4.0]  # 3.9 is not 5 % below 4
-    settled = measure(models, torch.zeros(1, 1), repeats=1, warmup=2)["a"]
-    assert (settled.warmup, settled.settled) == (6, True)
-    clock[0] = [0.9**i for i in range(20)]
-    falling = measure(models, torch.zeros(1, 1), repeats=1, warmup=5)["a"]
-    assert (falling.warmup, falling.settled) == (20, False)
-    clock[0] = [1.0] * 20
-    assert measure(models, torch.zeros(1, 1), repeats=1, warmup=7)["a"].warmup == 7
+def test_the_warm_up_ends_when_times_no_longer_fall() -> None:
+    def warm_up(times: list[float], least: int) -> tuple[int, bool]:
+        model = Scripted(lambda run: times[run] if run < len(times) else 1.0)
+        latency = measure({"a": model}, torch.zeros(1), runtime=ScriptedRuntime(), repeats=1, warmup=least)["a"]
+        return latency.warmup, latency.settled
+
+    assert warm_up([9.0, 8.0, 4.0, 4.1, 3.9, 4.0], 2) == (6, True)  # 3.9 is not 5 % below 4
+    assert warm_up([0.9**i for i in range(20)], 5) == (20, False)
+    assert warm_up([1.0] * 20, 7) == (7, True)
 
 
 @pytest.mark.parametrize(
@@ -125,13 +113,30 @@ def test_inputs_of_every_form(inputs: object) -> None:
 
 
 def test_a_latency_reads_well_and_survives_json() -> None:
-    result = measure({"a": nn.Linear(2, 2).bfloat16()}, torch.zeros(1, 2).bfloat16(), repeats=3)["a"]
-    assert re.fullmatch(r"[\d.]+ ms ± [\d.]+ \(IQR\), 3 repeats, batch 1, 1 thread, eager bf16", str(result))
+    result = measure({"a": Scripted(lambda run: 2.0 + run / 10)}, torch.zeros(1, 2), runtime=ScriptedRuntime())["a"]
+    assert str(result) == "4.0 ms ± 0.8 (95 %), 30 repeats, batch 1, 1 thread, scripted 1.0 fp32, processor time"
     assert Latency.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
+OLD = {
+    **{"median_ms": 4.0, "p10_ms": 3.1, "iqr_ms": 1.0, "cpu_ms": 3.9, "ratio": 0.5, "reference": "dense"},
+    **{"repeats": 9, "warmup": 5, "settled": True, "threads": 1, "batch": 1, "precision": "fp32", "device": "A cpu"},
+    **{"clock": "wall", "runtime": "eager", "samples_ms": [4.0, 3.0, 5.0, 4.5, 3.5, 4.2, 3.8, 9.0, 2.0]},
+}
+"""What the release before the runtimes wrote into ``front.json``."""
+
+
+def test_what_an_older_release_wrote_is_read() -> None:
+    latency = Latency.from_dict(OLD)
+    assert (latency.ms, latency.wall_ms, latency.cpu_ms, latency.clock) == (4.0, 4.0, 3.9, "wall")
+    interval = 4 * (3 / 4) ** WIDER, 4 * (5 / 4) ** WIDER  # second and eighth of nine
+    assert (latency.low_ms, latency.high_ms) == pytest.approx(interval)
+    assert (latency.ratio, latency.ratio_low, latency.energy_mj, latency.remarks) == (0.5, None, None, ())
+    assert Latency.from_dict(latency.to_dict()) == latency
+
+
 @pytest.mark.parametrize(
-    ("median", "iqr", "text"),
+    ("ms", "half", "text"),
     [
         (8.23, 0.31, "8.2 ms ± 0.3"),
         (0.5041, 0.1, "0.50 ms ± 0.10"),
@@ -139,9 +144,8 @@ def test_a_latency_reads_well_and_survives_json() -> None:
         (12.0, 0.0, "12.0000 ms ± 0.0000"),
     ],
 )
-def test_digits(median: float, iqr: float, text: str) -> None:
-    values = measure({"a": Logger("a", [])}, torch.zeros(1), repeats=1, warmup=0)["a"].to_dict()
-    assert Latency.from_dict({**values, "median_ms": median, "iqr_ms": iqr}).short == text
+def test_digits(ms: float, half: float, text: str) -> None:
+    assert replace(Latency.from_dict(OLD), ms=ms, low_ms=ms - half, high_ms=ms + half).short == text
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,9 @@ EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
 
 def latency(median_ms: float, ratio: float | None = None) -> Latency:
     return Latency(
+        ms=median_ms,
+        low_ms=median_ms - 0.2,
+        high_ms=median_ms + 0.2,
         median_ms=median_ms,
         p10_ms=median_ms * 0.9,
         iqr_ms=0.25,
