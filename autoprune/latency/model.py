@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm, spearmanr
 
 from autoprune.device import device_fingerprint, device_info
+from autoprune.device_profile import DeviceProfile, KeptSample
 from autoprune.files import atomic_write, read_json
 from autoprune.latency.bayes import Posterior, Prior, fit
 from autoprune.latency.choose import informative
@@ -25,9 +27,7 @@ from autoprune.latency.features import Features
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, CostModel, SearchSpace, UserError
 from autoprune.search_spaces.types import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from autoprune.measure import Stopwatch
+from autoprune.stopwatch import Stopwatch, batch_size
 
 FORMAT = 2
 SMALLEST = 0.01
@@ -36,6 +36,8 @@ STEPS = (1, 8, 16, 32)
 """Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
 CLEARLY = 3.0
 """By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
+TOGETHER = 8
+"""Subnets in one race with the dense network."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
 
@@ -119,23 +121,36 @@ class LatencyModel:
         *,
         subnets: int = 28,
         seed: int = 0,
+        profile: DeviceProfile | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> LatencyModel:
         """Measure `subnets` informative subnets, all interleaved with the dense network, and fit.
 
+        What the profile of the device holds of this network is not measured again, and what is measured is kept there.
+
         Raises:
             UserError: the runtime cannot run one, or the device is too noisy.
         """
-        candidates = informative(space, subnets, seed)
-        models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-        latencies = stopwatch.measure(models, progress=progress)
+        batch = batch_size(space.example_inputs)
+        entry = None if profile is None else profile.entry(stopwatch.runtime)
+        known: dict[Candidate, Sample] = {}
+        if entry is not None:
+            stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+            if stale is not None:
+                progress.say(stale)
+                entry.forget(space.fingerprint, batch)
+            elif (network := entry.network(space.fingerprint, batch)) is not None:
+                scale = stopwatch.dense_ms / network.dense.value
+                known = {c: Sample(c, s.ms * scale, s.se * scale) for c, s in network.samples.items()}
+        candidates = [c for c in informative(space, subnets, seed) if c not in known]
+        ratios = {c: ratio for part in batched(candidates) for c, ratio in _race(space, stopwatch, part, progress)}
         dense_ms = stopwatch.dense_ms
-        samples = []
-        for i, candidate in enumerate(candidates):
-            latency = latencies[str(i)]
-            ratio = latency.ms / latencies["dense"].ms if latency.ratio is None else latency.ratio
-            samples.append(Sample(candidate, ratio * dense_ms, (latency.high_ms - latency.low_ms) / (2 * 1.96)))
-        return cls(space, dense_ms, tuple(samples), runtime=stopwatch.runtime.describe())
+        measured = [Sample(c, value * dense_ms, se * dense_ms) for c, (value, se) in ratios.items()]
+        if entry is not None and profile is not None:
+            kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
+            entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
+            profile.save()
+        return cls(space, dense_ms, (*known.values(), *measured), runtime=stopwatch.runtime.describe())
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -262,6 +277,26 @@ class LatencyModel:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}); delete it to measure again.") from error
+
+
+def _race(
+    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+) -> Iterator[tuple[Candidate, tuple[float, float]]]:
+    """Ratios of a few subnets to the dense network, with their standard errors."""
+    models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
+    latencies = stopwatch.measure(models, progress=progress)
+    for i, candidate in enumerate(candidates):
+        latency = latencies[str(i)]
+        assert latency.ratio is not None
+        assert latency.ratio_low is not None
+        assert latency.ratio_high is not None
+        yield candidate, (latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96))
+
+
+def batched(candidates: Sequence[Candidate], size: int = TOGETHER) -> Iterator[Sequence[Candidate]]:
+    """Parts that are measured together: all of their networks are in memory at once."""
+    for start in range(0, len(candidates), size):
+        yield candidates[start : start + size]
 
 
 def _positive(what: str, value: float) -> float:

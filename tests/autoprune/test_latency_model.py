@@ -15,8 +15,11 @@ import torch
 import torchvision
 from torch import nn
 
+from autoprune.device_profile import DeviceProfile
 from autoprune.latency import LatencyModel, Sample, informative, mixed
 from autoprune.latency.features import Features
+from autoprune.robust import Estimate
+from autoprune.runtimes import make_runtime
 from autoprune.search_spaces import Budget, Candidate, SearchSpace, UserError, trace
 from autoprune.search_spaces.types import FloatArray
 
@@ -238,31 +241,50 @@ def test_projection_keeps_the_predicted_upper_end() -> None:
 class FakeStopwatch:
     """Measures by the law; the machine is 10 % slower than when `dense_ms` was found: only ratios can be trusted."""
 
-    def __init__(self, space: SearchSpace, law: Law) -> None:
-        self.space, self.law = space, law
-        self.dense_ms = float(law(space, [space.dense])[0])
-        self.runtime = SimpleNamespace(describe=lambda: "fake 1.0 fp32, 1 thread")
+    def __init__(self, space: SearchSpace, law: Law, *, speed: float = 1.0) -> None:
+        self.space, self.law, self.measured = space, law, 0
+        self.dense_ms = speed * float(law(space, [space.dense])[0])
+        self.dense = Estimate(self.dense_ms, 0.99 * self.dense_ms, 1.01 * self.dense_ms)
+        self.runtime = make_runtime("eager")
 
     def measure(self, models: Mapping[str, nn.Module], **settings: Any) -> dict[str, Any]:
-        candidates = informative(self.space, len(models), seed=0)
-        ratios = self.law(self.space, candidates) / self.dense_ms
-        names = ["dense", *models]
-        return {
-            name: SimpleNamespace(
-                ms=1.1 * r * self.dense_ms, ratio=r, low_ms=0.99 * r * self.dense_ms, high_ms=1.01 * r * self.dense_ms
+        """The law knows candidates, not networks: find the one with the same parameters."""
+        self.measured += len(models)
+        by_params = {self.space.costs(c).params: c for c in informative(self.space, 24, seed=0)}
+        found = {}
+        for name, model in models.items():
+            candidate = by_params[sum(p.numel() for p in model.parameters())]
+            ratio = float((self.law(self.space, [candidate]) / self.law(self.space, [self.space.dense]))[0])
+            found[name] = SimpleNamespace(
+                ms=1.1 * ratio * self.dense_ms, ratio=ratio, ratio_low=0.99 * ratio, ratio_high=1.01 * ratio
             )
-            for name, r in zip(names, [1.0, *map(float, ratios)], strict=True)
-        }
+        return found
 
 
 def test_measuring_with_a_stopwatch() -> None:
     space = resnet()
     watch: Any = FakeStopwatch(space, additive)
     model = LatencyModel.measure(space, watch, subnets=24, seed=0)
-    assert len(model.samples) == 24
+    assert [s.candidate for s in model.samples] == informative(space, 24, seed=0)
     assert off(model, additive) < 0.02
     assert model.samples[0].se == pytest.approx(0.01 * model.samples[0].ms / 1.96, rel=1e-6)
-    assert model.runtime == "fake 1.0 fp32, 1 thread"
+    assert model.runtime.startswith("eager")
+
+
+def test_a_device_profile_spares_measuring(tmp_path: Path) -> None:
+    """A machine 5 % slower today is the same machine; one 50 % slower is not."""
+    space = resnet()
+    first: Any = FakeStopwatch(space, additive)
+    profile = DeviceProfile(tmp_path / "device.json")
+    before = LatencyModel.measure(space, first, subnets=24, seed=0, profile=profile)
+    again: Any = FakeStopwatch(space, additive, speed=1.05)
+    after = LatencyModel.measure(space, again, subnets=24, seed=0, profile=DeviceProfile(profile.path))
+    assert again.measured == 0
+    units = space.units(mixed(space, 20, seed=3))
+    assert np.allclose(after.predict(units)[0], 1.05 * before.predict(units)[0])
+    other: Any = FakeStopwatch(space, additive, speed=1.5)
+    LatencyModel.measure(space, other, subnets=24, seed=0, profile=DeviceProfile(profile.path))
+    assert other.measured == 24
 
 
 def test_informative_subnets_beat_uniform_ones() -> None:
