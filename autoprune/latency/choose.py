@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autoprune.latency.bayes import Prior
+from autoprune.latency.bayes import Prior, basis
 from autoprune.latency.features import Features
 from autoprune.search_spaces import Candidate, SearchSpace
 
@@ -15,7 +15,7 @@ POOL = 400
 NEAR = 16
 NOISE = 0.015
 """Relative spread of a measured subnet around the model that the choice reckons with."""
-KINDS, OWN = 1.0, 0.2
+KINDS, OWN, BEND = 1.0, 0.2, 0.1
 """What the choice takes ops to deviate by: see `bayes`."""
 
 
@@ -49,9 +49,10 @@ def informative(space: SearchSpace, count: int, seed: int) -> list[Candidate]:
     pool = [c for c in dict.fromkeys([space.smallest, *uniform, *mixed(space, POOL, seed)]) if c != space.dense]
     features = Features(space)
     prior = Prior(features.amounts)
-    x = features(space.units(pool)) - 1
-    guess = np.maximum(1 + x @ prior.guess, 0.01)
-    roots = (x @ prior.root(KINDS, OWN)) / guess[:, None]
+    shares = features(space.units(pool))
+    guess = np.maximum(shares @ prior.guess, 0.01)
+    x = basis(shares) / guess[:, None]
+    roots = np.concatenate([x @ prior.common(KINDS), x * prior.alone(OWN, BEND)], axis=1)
     covariance = roots @ roots.T  # [P, P], relative
     free = list(range(len(pool)))
     chosen: list[int] = []

@@ -183,12 +183,9 @@ class LatencyModel:
 
     def contributions(self, units: IntArray) -> dict[str, FloatArray]:
         """Predicted ms by path of the module that runs the ops [n]; what does not vary is under "", all add up."""
-        change = (self._features(units) - 1) * self._posterior.weights
+        times = self._posterior.times(self._features(units))
         guess = self._prior.guess
-        parts = {
-            path: self.dense_ms * ((change + self._posterior.weights) @ (share / guess))
-            for path, share in self._features.modules.items()
-        }
+        parts = {path: self.dense_ms * (times @ (share / guess)) for path, share in self._features.modules.items()}
         parts[""] = self.predict(units)[0] - sum(parts.values(), np.zeros(len(units))) + parts.get("", 0.0)
         return parts
 
