@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -26,6 +27,11 @@ from autoprune.search_spaces.types import FloatArray, IntArray
 _NS_PER_MAC = {"depthwise": 0.2}
 """A first guess at what a multiply-add costs (20 per ns, 5 in a depthwise convolution, which re-reads nothing)."""
 _NS_PER_BYTE = 0.1
+UNTOLD = 0.1
+"""Share of the time that follows the guess even where a runtime tells the times of layers."""
+
+_Entry: TypeAlias = tuple[str, str, int, float]
+"""(kind and role, module path, feature, guess of the time)."""
 
 
 class Features:
@@ -33,18 +39,19 @@ class Features:
 
     Args:
         step: widths count as rounded up to multiples of this, as the vector units of a device fill up.
+        layers: milliseconds by module path inside the dense network, where a runtime tells: better than a guess.
 
     Attributes:
         amounts: guess of the time of each kind of op in each role [A, K], in shares of all of it: sums to 1.
         modules: module path -> guess of the time of its ops, by feature [K]; sums to that of `amounts`.
     """
 
-    def __init__(self, space: SearchSpace, *, step: int = 1) -> None:
+    def __init__(self, space: SearchSpace, *, step: int = 1, layers: Mapping[str, float] | None = None) -> None:
         self._step = step
         counts = space.counts
         fixed, per_unit, place = _distinct_counts(counts.fixed, counts.per_unit)
         found: dict[tuple[int, ...], int] = {}
-        entries: list[tuple[str, str, int, float]] = []
+        entries: list[_Entry] = []
         for op in space.ops:
             if is_work(op):
                 for kind, role, factors, guess in _terms(op):
@@ -54,17 +61,16 @@ class Features:
         width = max(map(len, found), default=0)
         one = len(fixed)  # a row of ones behind the counts fills products of few factors
         self._rows = np.array([[*key, *[one] * (width - len(key))] for key in found], np.int64).reshape(-1, width)
+        entries = _scaled(entries, layers or {})
         names = list(dict.fromkeys(name for name, *_ in entries))
-        total = sum(guess for *_, guess in entries) or 1.0
         self.names = tuple(names)
         self.amounts = np.zeros((len(names), len(found)))
         modules: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(found)))
         for name, module, feature, guess in entries:
-            self.amounts[names.index(name), feature] += guess / total
-            modules[module][feature] += guess / total
+            self.amounts[names.index(name), feature] += guess
+            modules[module][feature] += guess
         self.modules = dict(modules)
-        self._dense = 1.0
-        self._dense = self._products(space.units([space.dense]))[:, 0][:, None]
+        self._dense: FloatArray = self._products(space.units([space.dense]))  # [K, 1]
 
     def __call__(self, units: IntArray) -> FloatArray:
         """Kept units [n, G] -> shares [n, K]; 1 for all of the dense network."""
@@ -79,6 +85,23 @@ class Features:
         for column in self._rows.T:
             values *= counts[column]
         return values
+
+
+def _scaled(entries: list[_Entry], layers: Mapping[str, float]) -> list[_Entry]:
+    """Guesses that sum to 1; those of a module sum to about its share of what `layers` says.
+
+    About: a runtime that fused a layer into another may still take longer when it is wider.
+    """
+    guessed: dict[str, float] = defaultdict(float)
+    for _, module, _, guess in entries:
+        guessed[module] += guess
+    all_guessed, all_told = sum(guessed.values()) or 1.0, sum(layers.get(module, 0.0) for module in guessed)
+    factor = dict.fromkeys(guessed, 1 / all_guessed)
+    if all_told > 0:
+        for module, guess in guessed.items():
+            told = layers.get(module, 0.0) / all_told
+            factor[module] = UNTOLD / all_guessed + ((1 - UNTOLD) * told / guess if guess else 0.0)
+    return [(name, module, feature, guess * factor[module]) for name, module, feature, guess in entries]
 
 
 def _terms(op: Op) -> Iterator[tuple[str, str, Sequence[int | Field], float]]:
@@ -111,8 +134,8 @@ def kind_of(op: Op) -> str:
 def _distinct_counts(fixed: IntArray, per_unit: csr_array) -> tuple[IntArray, csr_array, IntArray]:
     """Distinct rows of a table of counts, and which of them each row is."""
     known: dict[tuple[int, bytes, bytes], int] = {}
-    place = []
-    first = []
+    place: list[int] = []
+    first: list[int] = []
     for row, (constant, start, end) in enumerate(zip(fixed, per_unit.indptr, per_unit.indptr[1:], strict=False)):
         key = (int(constant), per_unit.indices[start:end].tobytes(), per_unit.data[start:end].tobytes())
         if key not in known:

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import norm, spearmanr
 
 from autoprune.device import device_fingerprint, device_info
+from autoprune.device_profile import DeviceProfile, KeptSample
 from autoprune.files import atomic_write, read_json
 from autoprune.latency.bayes import Posterior, Prior, fit
 from autoprune.latency.choose import informative
@@ -25,13 +27,17 @@ from autoprune.latency.features import Features
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, CostModel, SearchSpace, UserError
 from autoprune.search_spaces.types import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from autoprune.measure import Stopwatch
+from autoprune.stopwatch import Stopwatch, batch_size
 
 FORMAT = 2
 SMALLEST = 0.01
 """No subnet is predicted to cost less than this share of the dense network."""
+STEPS = (1, 8, 16, 32)
+"""Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
+CLEARLY = 3.0
+"""By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
+TOGETHER = 8
+"""Subnets in one race with the dense network."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
 
@@ -99,8 +105,8 @@ class LatencyModel:
         self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
         self._units = space.units
-        self._features = Features(space)
-        self._prior = Prior(self._features.amounts)
+        self._stepped = [Features(space, step=step) for step in STEPS]
+        self._prior = Prior(self._stepped[0].amounts)
         self.samples: tuple[Sample, ...] = ()
         for sample in samples:
             self._check(sample)
@@ -115,23 +121,36 @@ class LatencyModel:
         *,
         subnets: int = 28,
         seed: int = 0,
+        profile: DeviceProfile | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> LatencyModel:
         """Measure `subnets` informative subnets, all interleaved with the dense network, and fit.
 
+        What the profile of the device holds of this network is not measured again, and what is measured is kept there.
+
         Raises:
             UserError: the runtime cannot run one, or the device is too noisy.
         """
-        candidates = informative(space, subnets, seed)
-        models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-        latencies = stopwatch.measure(models, progress=progress)
+        batch = batch_size(space.example_inputs)
+        entry = None if profile is None else profile.entry(stopwatch.runtime)
+        known: dict[Candidate, Sample] = {}
+        if entry is not None:
+            stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+            if stale is not None:
+                progress.say(stale)
+                entry.forget(space.fingerprint, batch)
+            elif (network := entry.network(space.fingerprint, batch)) is not None:
+                scale = stopwatch.dense_ms / network.dense.value
+                known = {c: Sample(c, s.ms * scale, s.se * scale) for c, s in network.samples.items()}
+        candidates = [c for c in informative(space, subnets, seed) if c not in known]
+        ratios = {c: ratio for part in batched(candidates) for c, ratio in _race(space, stopwatch, part, progress)}
         dense_ms = stopwatch.dense_ms
-        samples = []
-        for i, candidate in enumerate(candidates):
-            latency = latencies[str(i)]
-            ratio = latency.ms / latencies["dense"].ms if latency.ratio is None else latency.ratio
-            samples.append(Sample(candidate, ratio * dense_ms, (latency.high_ms - latency.low_ms) / (2 * 1.96)))
-        return cls(space, dense_ms, tuple(samples), runtime=stopwatch.runtime.describe())
+        measured = [Sample(c, value * dense_ms, se * dense_ms) for c, (value, se) in ratios.items()]
+        if entry is not None and profile is not None:
+            kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
+            entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
+            profile.save()
+        return cls(space, dense_ms, (*known.values(), *measured), runtime=stopwatch.runtime.describe())
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -164,12 +183,9 @@ class LatencyModel:
 
     def contributions(self, units: IntArray) -> dict[str, FloatArray]:
         """Predicted ms by path of the module that runs the ops [n]; what does not vary is under "", all add up."""
-        change = (self._features(units) - 1) * self._posterior.weights
+        times = self._posterior.times(self._features(units))
         guess = self._prior.guess
-        parts = {
-            path: self.dense_ms * ((change + self._posterior.weights) @ (share / guess))
-            for path, share in self._features.modules.items()
-        }
+        parts = {path: self.dense_ms * (times @ (share / guess)) for path, share in self._features.modules.items()}
         parts[""] = self.predict(units)[0] - sum(parts.values(), np.zeros(len(units))) + parts.get("", 0.0)
         return parts
 
@@ -206,8 +222,10 @@ class LatencyModel:
                 repeats.setdefault(sample.candidate, []).append(sample)
         ms = np.array([sum(s.ms for s in same) / len(same) for same in repeats.values()])
         errors = np.array([math.sqrt(sum(s.se**2 for s in same)) / len(same) for same in repeats.values()])
-        shares = self._features(self._units(list(repeats)))
-        self._posterior: Posterior = fit(shares, ms / self.dense_ms, errors / self.dense_ms, self._prior)
+        units = self._units(list(repeats))
+        posteriors = [fit(f(units), ms / self.dense_ms, errors / self.dense_ms, self._prior) for f in self._stepped]
+        best = max(range(len(STEPS)), key=lambda i: posteriors[i].evidence - (CLEARLY if i else 0.0))
+        self._features, self._posterior = self._stepped[best], posteriors[best]
         z = (ms / self.dense_ms - self._posterior.left_out) / self._posterior.left_out_sd
         # intervals are never narrower than the model says, and wider where left-out subnets say so
         self._inflation = max(1.0, float(np.sqrt(np.mean(z**2)))) if len(z) >= 3 else 1.0
@@ -256,6 +274,26 @@ class LatencyModel:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}); delete it to measure again.") from error
+
+
+def _race(
+    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+) -> Iterator[tuple[Candidate, tuple[float, float]]]:
+    """Ratios of a few subnets to the dense network, with their standard errors."""
+    models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
+    latencies = stopwatch.measure(models, progress=progress)
+    for i, candidate in enumerate(candidates):
+        latency = latencies[str(i)]
+        assert latency.ratio is not None
+        assert latency.ratio_low is not None
+        assert latency.ratio_high is not None
+        yield candidate, (latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96))
+
+
+def batched(candidates: Sequence[Candidate], size: int = TOGETHER) -> Iterator[Sequence[Candidate]]:
+    """Parts that are measured together: all of their networks are in memory at once."""
+    for start in range(0, len(candidates), size):
+        yield candidates[start : start + size]
 
 
 def _positive(what: str, value: float) -> float:

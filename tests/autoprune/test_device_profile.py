@@ -41,7 +41,7 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
 def test_entries_of_other_settings_are_apart(tmp_path: Path) -> None:
     one, two, wall = ScriptedRuntime(), ScriptedRuntime(threads=2), ScriptedRuntime("wall")
     newer = ScriptedRuntime()
-    newer.version = "1.1"  # type: ignore[misc]
+    newer.version = "1.1"
     assert len({fingerprint(runtime) for runtime in (one, two, wall, newer)}) == 4
     assert fingerprint(one) == fingerprint(ScriptedRuntime())
     kept = profile(tmp_path / "p.json")

@@ -4,11 +4,13 @@ import gc
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from autoprune import device
 from autoprune.device import device_fingerprint, device_info
 from autoprune.measure import Latency, measure
 from autoprune.progress import RichProgress
@@ -163,6 +165,15 @@ def test_what_cannot_be_measured(options: dict[str, object], message: str) -> No
     models = options.pop("models", {"dense": nn.Identity()})
     with pytest.raises(UserError, match=message):
         measure(models, torch.zeros(1), **options)  # type: ignore[arg-type]
+
+
+def test_the_governor_is_stated_and_changes_no_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "CPUFREQ", tmp_path)
+    before = device_fingerprint()
+    assert device_info()["governor"] is None
+    (tmp_path / "scaling_governor").write_text("powersave\n")
+    assert device_info()["governor"] == "powersave"
+    assert device_fingerprint() == before
 
 
 def test_the_device_does_not_depend_on_the_threads() -> None:

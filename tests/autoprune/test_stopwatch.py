@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from autoprune.measure import Stopwatch
+from autoprune.progress import RichProgress
+from autoprune.race import WARMUP
 from autoprune.search_spaces.errors import UserError
-from autoprune.stopwatch import WARMUP
 from tests.autoprune.scripted import Script, Scripted, ScriptedRuntime
 
 
@@ -83,6 +84,7 @@ def test_throttling_between_two_measurements_shows_in_dense_ms_but_not_in_the_ra
         after = stopwatch.measure({"a": model})["a"]
         assert (before.ratio, after.ratio) == (0.5, 0.5)
         assert after.ms == pytest.approx(1.7 * before.ms)
+        assert stopwatch.drift == pytest.approx(1.7)
         assert 8.0 <= stopwatch.dense_ms <= 13.6
 
 
@@ -120,9 +122,10 @@ def test_a_noisy_machine_is_refused_for_what_is_asked_and_no_more() -> None:
         assert steady.measure({"a": model()})["a"].ms == 2.0
 
 
-def test_a_busy_machine_is_said() -> None:
+def test_a_busy_machine_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with Stopwatch(ScriptedRuntime(), Scripted(lambda run: (6.0, 4.0)), None) as stopwatch:
-        latency = stopwatch.measure({})["dense"]
+        latency = stopwatch.measure({"a": Scripted(lambda run: (3.0, 2.0))}, progress=RichProgress())["dense"]
+    assert capsys.readouterr().err.count("the machine is busy: wall-clock time is 1.5x the processor time.") == 1
     assert latency.busy == 1.5
     assert latency.ms == 4.0
     assert latency.remarks == ("the machine is busy: wall-clock time is 1.5x the processor time",)
