@@ -1,8 +1,8 @@
 """Run networks in turn, round after round, and say how long each takes.
 
-The same network takes 1.5 times as long an hour later on a shared or warm machine, so every network takes its turn
-beside the reference (the dense network), in alternating order, and each round's time is also divided by that of the
-reference in the same round: slow minutes hit both and fall out of the ratio.
+A shared or warm machine changes its speed, so every network takes its turn beside the reference (the dense network), in
+alternating order, and each round's time is also divided by that of the reference in the same round: slow minutes hit
+both and fall out of the ratio.
 
 At its turn a network runs twice, and the second run counts: the first one brings back what the others pushed out of the
 processor's caches. Without that, the first and the last of a round, which follow themselves in every second round,
