@@ -121,6 +121,7 @@ def search(
     throughput_batch: int = 32,
     latency_threads: int = 1,
     latency_repeats: int = 30,
+    latency_accuracy: float = 0.01,
     latency_subnets: int = 24,
     latency_confidence: float = 0.9,
     measure_trials: str = "auto",
@@ -181,6 +182,8 @@ def search(
             ``latency@phone=8ms`` another.
         latency_batch, throughput_batch: samples a batch; `latency_threads`: threads on a processor.
         latency_repeats: rounds at least of the last measurement of each front point.
+        latency_accuracy: wanted half width of a latency's 95 % interval, as a share of the dense one: rounds are run
+            until it is reached; a machine on which that takes too many is refused as too noisy.
         latency_subnets: how many to measure before the first trial, to learn predicting the others.
         latency_confidence: with which a candidate is below the latency that is predicted for it.
         measure_trials: ``on`` measures each candidate before it is scored, and moves it to where it keeps the budget as
@@ -240,6 +243,7 @@ def search(
         throughput_batch=throughput_batch,
         latency_threads=latency_threads,
         latency_repeats=latency_repeats,
+        latency_accuracy=latency_accuracy,
         latency_subnets=latency_subnets,
         latency_confidence=latency_confidence,
         measure_trials=measure_trials,

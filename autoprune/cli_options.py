@@ -216,6 +216,13 @@ ThroughputBatch = Annotated[
 ]
 LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]
 LatencyRepeats = Annotated[int, typer.Option(help="Least measurements of each front point.", rich_help_panel=LATENCY)]
+LatencyAccuracy = Annotated[
+    float,
+    typer.Option(
+        help="Wanted half width of a latency's 95 % interval; a machine too noisy for it is refused.",
+        rich_help_panel=LATENCY,
+    ),
+]
 LatencySubnets = Annotated[
     int, typer.Option(help="Subnets to measure first, to learn predicting the others.", rich_help_panel=LATENCY)
 ]

@@ -64,6 +64,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "throughput_batch",
         "latency_threads",
         "latency_repeats",
+        "latency_accuracy",
         "latency_subnets",
         "latency_confidence",
         "measure_trials",
@@ -109,6 +110,7 @@ class SearchConfig:
         latency_batch, throughput_batch: samples a batch.
         latency_threads: threads of a runtime on a processor.
         latency_repeats: rounds at least of the last measurement of each front point.
+        latency_accuracy: wanted half width of the 95 % interval of a latency, as a share of the dense one.
         latency_subnets: measured before the first trial, to learn predicting.
         latency_confidence: with which a predicted cost is below the value that is used for it.
         measure_trials: whether candidates are measured before they are scored: ``on``, ``off``, or ``auto``, which a
@@ -155,6 +157,7 @@ class SearchConfig:
     throughput_batch: int = 32
     latency_threads: int = 1
     latency_repeats: int = 30
+    latency_accuracy: float = 0.01
     latency_subnets: int = 24
     latency_confidence: float = 0.9
     measure_trials: str = "off"
@@ -195,6 +198,8 @@ class SearchConfig:
             raise unknown("measure_trials", self.measure_trials, MEASURE_TRIALS)
         if not self.runtimes:
             raise UserError("`runtimes` must name at least one runtime, for example eager.")
+        if not self.latency_accuracy > 0:
+            raise UserError(f"`latency_accuracy > 0` must hold, but got {self.latency_accuracy!r}. Write 1 % as 0.01.")
         if not 0.5 <= self.latency_confidence < 1:
             raise UserError(
                 f"`0.5 <= latency_confidence < 1` must hold, but got {self.latency_confidence!r}. Write 90 % as 0.9."

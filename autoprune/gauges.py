@@ -19,6 +19,7 @@ from torch import nn
 
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
+from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import Inputs, with_batch
 from autoprune.files import read_json, write_json
@@ -48,21 +49,25 @@ class Gauge:
         slowdown: how much longer the dense network takes now than when `model` was made, at least 1; set by `recheck`.
     """
 
-    def __init__(self, device: str, runtime: Runtime, dense: nn.Module, inputs: Inputs, batch: int) -> None:
+    def __init__(
+        self, device: str, runtime: Runtime, dense: nn.Module, inputs: Inputs, batch: int, accuracy: float
+    ) -> None:
         self.device, self.runtime, self.batch = device, runtime, batch
         self.name = f"{device}-{batch}"
         self.model: LatencyModel | None = None
         self.energy: EnergyMeter | None = None
         self.watts = 0.0
         self.slowdown = 1.0
-        self._dense, self._inputs = dense, inputs
+        self._dense, self._inputs, self._accuracy = dense, inputs, accuracy
         self._stopwatch: Stopwatch | None = None
 
     @property
     def stopwatch(self) -> Stopwatch:
         """Opened when it is first needed: an export or a compilation of the dense network may be behind it."""
         if self._stopwatch is None:
-            self._stopwatch = Stopwatch(self.runtime, self._dense, self._inputs, energy=self.energy)
+            self._stopwatch = Stopwatch(
+                self.runtime, self._dense, self._inputs, accuracy=self._accuracy, energy=self.energy
+            )
         return self._stopwatch
 
     @property
@@ -117,12 +122,14 @@ class Gauges:
 
     def learn_devices(self, space: SearchSpace, config: SearchConfig, progress: Progress) -> None:
         """Measure what the models need, or take it from the device profile."""
+        profile = None if config.device_profile is None else DeviceProfile(config.device_profile)
         for gauge in self.budgeted:
             gauge.model = LatencyModel.measure(
                 space,
                 gauge.stopwatch,
                 subnets=config.latency_subnets,
                 seed=config.seed,
+                profile=profile,
                 progress=progress,
             )
             progress.say(f"Latency on {gauge.device}, batch {gauge.batch}: {gauge.model.error}.")
@@ -241,7 +248,7 @@ def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gau
             raise unknown("device in the budget:", name, [*devices, *RUNTIMES, WORST])
         runtime = make_runtime(devices.get(name, name), threads=config.latency_threads, device=config.device)
         inputs = space.example_inputs if batch == own_batch else with_batch(space.example_inputs, batch)
-        new = Gauge(name, runtime, space.model, inputs, batch)
+        new = Gauge(name, runtime, space.model, inputs, batch, config.latency_accuracy)
         return made.setdefault(new.name, new)
 
     costs: dict[str, tuple[str, tuple[Gauge, ...]]] = {}

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from autoprune.gauges import Gauges
     from autoprune.measure import Latency
 
-TRIAL_ACCURACY = 0.015
-"""Wanted half width of the interval of a trial's latency ratio: a search needs it soon rather than exactly."""
+TRIALS = 1.5
+"""A trial's latency is wanted less accurately than that of a point, by this factor: soon rather than exactly."""
 
 TIGHT = 0.98
 """A candidate that uses less of its tightest limit, as measured, may grow."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.controller import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
-from autoprune.keeping import TRIAL_ACCURACY, Keeper
+from autoprune.keeping import TRIALS, Keeper
 from autoprune.progress import Progress
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
@@ -89,7 +89,7 @@ def settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -
         return "off"
     if config.measure_trials != "auto":
         return config.measure_trials
-    keeper = Keeper(bench.space, bench.gauges, accuracy=TRIAL_ACCURACY)
+    keeper = Keeper(bench.space, bench.gauges, accuracy=TRIALS * config.latency_accuracy)
     try:
         seconds = [_seconds(lambda: keeper.measure(uniform)), _seconds(lambda: bench.evaluator.evaluate(uniform))]
     except UserError:

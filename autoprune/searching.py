@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.agents import make_agent, option_names
 from autoprune.agents.base import FRONT_SHARES, Trial
 from autoprune.controller import Controller, Seat
-from autoprune.keeping import TRIAL_ACCURACY, Keeper
+from autoprune.keeping import TRIALS, Keeper
 from autoprune.prior import with_prior
 from autoprune.progress import Progress
 from autoprune.races import Races
@@ -37,7 +37,7 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
         evaluate_above=evaluator.evaluate_above if config.bounds == "exact" and evaluator.bounded else None,
         race=races if config.bounds == "statistical" else None,
         predict=_predictor(bench) if config.heuristic else None,
-        keeper=Keeper(bench.space, bench.gauges, accuracy=TRIAL_ACCURACY) if config.measure_trials == "on" else None,
+        keeper=Keeper(bench.space, bench.gauges, accuracy=TRIALS * config.latency_accuracy) if config.measure_trials == "on" else None,
         audit=config.audit,
         tolerance=config.tolerance,
         progress=progress,
