@@ -40,6 +40,7 @@ from autoprune.preparing import (
     save_profile,
     settle_measuring,
 )
+from autoprune.prior import with_prior
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.races import check_race
 from autoprune.scores import Score
@@ -319,6 +320,7 @@ def resume(
 
 
 def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress: Progress) -> Result:
+    bench = with_prior(bench, study, progress)
     trials = run_trials(study, bench, order, progress)
     finished = Finished.read(study.path)
     if finished is None or finished.num_trials != len(trials) or not finished.is_whole():

@@ -31,7 +31,7 @@ class FrontPoint:
     Attributes:
         trial: number of the trial that found it.
         candidate: level index per group.
-        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes), and where the budget limits them, ``latency`` (ms) and
+        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes); where the budget limits them ``latency`` (ms) and
             the like: upper ends of their prediction intervals.
         score: of the search, before fine-tuning, on `split`; higher is better.
         split: the data that `score` was taken on.

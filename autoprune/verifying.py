@@ -31,7 +31,7 @@ def verify(
         The points, without those that became the same, and the dense latency by gauge name.
     """
     gauges, space = bench.gauges, bench.space
-    keeper = Keeper(space, gauges)
+    keeper = Keeper(space, gauges, bench.prior)
     found = list(points)
     if gauges.costs:
         gauges.recheck(progress)
