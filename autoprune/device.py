@@ -11,14 +11,23 @@ from typing import Any
 
 import torch
 
+CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
+
+CHANGES = ("threads", "governor")
+"""What no fingerprint is made of: each latency states its threads itself, and a laptop changes the governor of its
+clock frequency whenever it is unplugged; that the machine became slower shows in the dense network's time."""
+
 
 def device_info() -> dict[str, Any]:
-    """Return processor, cores, threads, graphics processor (None without) and the torch release."""
+    """Return processor, cores, threads, governor of the clock frequency, graphics processor (both None where the
+    machine has or shows none) and the torch release.
+    """
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_name(),
         "cores": _usable_cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "governor": _governor(),
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -27,8 +36,8 @@ def device_info() -> dict[str, Any]:
 
 
 def device_fingerprint() -> str:
-    """Return a short digest of `device_info` without the number of threads, which each latency states itself."""
-    info = {name: value for name, value in device_info().items() if name != "threads"}
+    """Return a short digest of `device_info` without what `CHANGES`."""
+    info = {name: value for name, value in device_info().items() if name not in CHANGES}
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -41,6 +50,13 @@ def _cpu_name() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine() or "unknown processor"
+
+
+def _governor() -> str | None:
+    try:
+        return (CPUFREQ / "scaling_governor").read_text(encoding="ascii").strip() or None
+    except OSError:
+        return None  # not Linux, or a virtual machine
 
 
 def _usable_cores() -> int:

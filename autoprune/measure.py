@@ -6,22 +6,19 @@ Unit: milliseconds for one forward pass of the whole batch. What was chosen and 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autoprune.device import device_fingerprint, device_info
 from autoprune.measured import Latency
 from autoprune.precision import device_of
 from autoprune.progress import Progress
-from autoprune.running import evaluation_mode
-from autoprune.runtimes import Runtime, Session, Times
+from autoprune.race import WARMUP, race
+from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.stopwatch import DENSE, WARMUP, Stopwatch, batch_size, race
+from autoprune.stopwatch import DENSE, Stopwatch, batch_size, precision_of
 
 __all__ = ["Latency", "Stopwatch", "device_fingerprint", "device_info", "measure"]
 
@@ -65,15 +62,15 @@ def measure(
     if len(devices) > 1 or next(iter(devices)).type not in ("cpu", "cuda"):
         raise UserError(f"Networks are measured on one CPU or CUDA device, but got {sorted(map(str, devices))}.")
     compare_with = reference or (DENSE if DENSE in models else None)
-    chosen = _Eager(threads) if isinstance(runtime, str) else runtime
-    with ExitStack() as stack:
-        for model in models.values():
-            stack.enter_context(evaluation_mode(model))
-        session = stack.enter_context(chosen.open(models[compare_with or next(iter(models))], inputs))
+    if isinstance(runtime, str):
+        runtime = make_runtime(runtime, threads=threads, device=str(devices.pop()))
+    first = models[compare_with or next(iter(models))]
+    with runtime.open(first, inputs) as session:
         return race(
             {name: session.load(model) for name, model in models.items()},
-            chosen,
+            runtime,
             batch=batch_size(inputs),
+            precision=precision_of(runtime, first),
             reference=compare_with,
             accuracy=math.inf,
             min_rounds=repeats,
@@ -81,47 +78,3 @@ def measure(
             warmup=warmup,
             progress=progress,
         )
-
-
-class _Eager(Runtime):
-    """Stands in until `make_runtime` is there."""
-
-    name: ClassVar[str] = "eager"
-    precision, clock = "fp32", "cpu"
-    settings: Mapping[str, str] = {}
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    @property
-    def version(self) -> str:
-        return torch.__version__
-
-    def open(self, dense: nn.Module, inputs: Any) -> Session:
-        return _EagerSession(inputs, time.thread_time if self.threads == 1 else time.process_time)
-
-
-class _EagerSession(Session):
-    def __init__(self, inputs: Any, processor: Callable[[], float]) -> None:
-        self._args, self._kwargs = _arguments(inputs)
-        self._processor = processor
-
-    def load(self, model: nn.Module) -> Any:
-        def run() -> Times:
-            with torch.inference_mode():
-                processor, start = self._processor(), time.perf_counter()
-                model(*self._args, **self._kwargs)
-                end = time.perf_counter()
-                return Times((end - start) * 1e3, (self._processor() - processor) * 1e3)
-
-        return run
-
-
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, dict):
-        return (), inputs
-    if len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
-        return inputs[0], inputs[1]
-    return tuple(inputs), {}

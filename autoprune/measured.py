@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from autoprune.robust import estimate
+from autoprune.robust import Estimate, estimate
 
 BUSY = 1.15
 """One thread alone on a core: wall-clock and processor time are the same. From this ratio on other programs take
@@ -88,15 +88,11 @@ class Latency:
 
     @property
     def accuracy(self) -> float:
-        """Half the width of the interval relative to the figure; of the ratio where there is one."""
-        if (
-            self.ratio
-            and self.ratio_low is not None
-            and self.ratio_high is not None
-            and self.ratio_high > self.ratio_low
-        ):
-            return (self.ratio_high - self.ratio_low) / 2 / self.ratio
-        return (self.high_ms - self.low_ms) / 2 / self.ms
+        """Half the width of the 95 % interval, relative: of the ratio; of `ms` for the reference and without one."""
+        is_reference = self.ratio_low == self.ratio_high == 1
+        if self.ratio is None or self.ratio_low is None or self.ratio_high is None or is_reference:
+            return Estimate(self.ms, self.low_ms, self.high_ms).accuracy
+        return Estimate(self.ratio, self.ratio_low, self.ratio_high).accuracy
 
     @property
     def busy(self) -> float | None:
@@ -125,10 +121,9 @@ class Latency:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Latency:
         """Undo `to_dict`; what earlier releases did not write (`ms` and its interval) is computed from the samples."""
-        known = {field.name for field in fields(cls)}
         samples = tuple(values["samples_ms"])
         if "ms" not in values:
             found = estimate(samples or (values["median_ms"],))
             wall = values["median_ms"] if values.get("clock") == "wall" else None
             values = {"ms": values["median_ms"], "low_ms": found.low, "high_ms": found.high, "wall_ms": wall, **values}
-        return cls(**{name: value for name, value in values.items() if name in known} | {"samples_ms": samples})
+        return cls(**{**values, "samples_ms": samples})

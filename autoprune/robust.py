@@ -3,6 +3,9 @@
 Times have a long upper tail (interrupts, other programs) and no known distribution, so intervals come from order
 statistics (David and Nagaraja 2003, "Order Statistics", sec. 7.1): of n independent samples, the number below the
 true quantile q is binomial(n, q), whatever the distribution. No resampling, no random numbers.
+
+Neighbouring times are not independent, though: a slow second covers dozens of them. Intervals are therefore widened,
+by a factor that was found by measuring the same networks again and again (docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ QUANTILE = 0.5
 """THE statistic of a network's times: the median; chosen from data, see docs/measuring.md."""
 
 CONFIDENCE = 0.95
+
+WIDER = 1.5
+"""Intervals reach this many times further, as a power of the ratio to the estimate, so that they stay positive."""
 
 OUTLIER = 5.0
 """A time is an outlier where it lies this many robust standard deviations (1.4826 times the median absolute deviation)
@@ -44,17 +50,20 @@ class Estimate:
 
 
 def estimate(samples: Sequence[float] | FloatArray, quantile: float = QUANTILE) -> Estimate:
-    """Return the quantile of `samples` [n] and its interval.
+    """Return the quantile of `samples` [n] and its interval; times and their ratios are positive.
 
-    With fewer samples than an interval of 95 % needs (6 for the median) it spans all of them.
+    With fewer samples than an interval of 95 % needs (6 for the median) it is that of all of them.
     """
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
-    low, high = _ranks(len(ordered), quantile)
-    return Estimate(float(np.quantile(ordered, quantile)), float(ordered[low]), float(ordered[high]))
+    low, high = ranks(len(ordered), quantile)
+    value = float(np.quantile(ordered, quantile))
+    if not value > 0:  # a command may report a time of 0
+        return Estimate(value, float(ordered[low]), float(ordered[high]))
+    return Estimate(value, value * float(ordered[low] / value) ** WIDER, value * float(ordered[high] / value) ** WIDER)
 
 
 @lru_cache(maxsize=1024)
-def _ranks(n: int, quantile: float) -> tuple[int, int]:
+def ranks(n: int, quantile: float) -> tuple[int, int]:
     """Indices into n ascending samples between which the true quantile lies, with each tail at most 2.5 %."""
     tail = (1 - CONFIDENCE) / 2
     below = binom.cdf(np.arange(n), n, quantile)  # at k: P(at most k samples lie below the true quantile)

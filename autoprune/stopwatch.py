@@ -1,48 +1,27 @@
-"""Time networks on a runtime, interleaved with the dense one, until the ratios are known well enough.
-
-The same network takes 1.5 times as long an hour later on a shared or warm machine, so every network takes its turn
-beside the dense one, round after round, in alternating order, and each round's time is also divided by that of the
-dense network in the same round: slow minutes hit both and fall out of the ratio.
-"""
+"""`Stopwatch`: networks of one family timed again and again against the dense one, as accurately as is wanted."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor, nn
 
-from autoprune.device import device_info
 from autoprune.energy import EnergyMeter
 from autoprune.measured import Latency
-from autoprune.progress import NO_PROGRESS, Progress, Task
-from autoprune.quiet import quiet
-from autoprune.robust import Estimate, drift, estimate, outliers, spread
-from autoprune.runtimes import Runnable, Runtime, Times
+from autoprune.progress import Progress
+from autoprune.race import race
+from autoprune.robust import Estimate, drift, estimate
+from autoprune.runtimes import Runtime
 from autoprune.search_spaces.errors import UserError
-from autoprune.search_spaces.types import FloatArray
 
 DENSE = "dense"
 """Name of the reference in every result of a `Stopwatch`."""
 
-WARMUP = 5
-SETTLED_ROUNDS = 3
-SETTLED_SHARE = 0.95
-MAX_WARMUP = 4
-"""Warm-up takes at least `WARMUP` rounds and ends when `SETTLED_ROUNDS` in a row made no network faster than
-`SETTLED_SHARE` of its fastest round before, or after `MAX_WARMUP` times the least."""
-
-GROWTH = 1.25
-"""Accuracy is looked at when the rounds have grown by this factor: looking after every round would stop at the moment
-that happens to look best."""
-
-NOISY = 3.0
-"""A measurement is refused where, after all rounds allowed, its interval is this many times wider than asked for.
-Between once and this, the interval says how far the measurement got."""
+_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 class Stopwatch:
@@ -109,6 +88,7 @@ class Stopwatch:
             runs,
             self.runtime,
             batch=self._batch,
+            precision=precision_of(self.runtime, self._dense_model),
             reference=DENSE,
             accuracy=self._accuracy if accuracy is None else accuracy,
             min_rounds=self._min_rounds,
@@ -131,6 +111,11 @@ class Stopwatch:
         """The value of `dense`."""
         return self.dense.value
 
+    @property
+    def drift(self) -> float | None:
+        """The dense network's late over early time in all that was measured, see `autoprune.robust.drift`."""
+        return drift(self._dense_samples)
+
     def layers(self) -> dict[str, float] | None:
         """Milliseconds of each module path of the dense network, as the runtime sees them; None where it cannot."""
         return self._dense.layers()
@@ -146,165 +131,6 @@ class Stopwatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def race(
-    runs: Mapping[str, Runnable],
-    runtime: Runtime,
-    *,
-    batch: int,
-    reference: str | None,
-    accuracy: float,
-    min_rounds: int,
-    max_rounds: int,
-    warmup: int = WARMUP,
-    energy: EnergyMeter | None = None,
-    progress: Progress | None = None,
-) -> dict[str, Latency]:
-    """Run all in turn until each is known to `accuracy`: the ratio to the reference, or the time where there is none.
-
-    Args:
-        accuracy: infinity takes `min_rounds` whatever they show.
-
-    Raises:
-        UserError: after `max_rounds` an interval is more than `NOISY` times wider than asked for.
-    """
-    tracks = {name: _Track(run) for name, run in runs.items()}
-    base = None if reference is None else tracks[reference]
-    with ExitStack() as stack:
-        stack.enter_context(quiet(runtime.threads))
-        most = MAX_WARMUP * warmup + max_rounds
-        task = stack.enter_context((progress or NO_PROGRESS).task("Measuring latency", most, "rounds"))
-        rounds_before, settled = _warm_up(list(tracks.values()), warmup, runtime.clock, task)
-        active = list(tracks.values())
-        rounds, look = 0, min_rounds
-        while active and rounds < max_rounds:
-            _round(active, rounds, task)
-            rounds += 1
-            if rounds >= look:
-                look = max(rounds + 1, round(rounds * GROWTH))
-                active = _unsure(active, base, runtime.clock, accuracy)
-        task.advance(most - rounds_before - rounds)
-        if energy is not None:
-            for track in tracks.values():
-                track.energy_mj = energy.millijoules(track.run)
-    result = {
-        name: _latency(track, base, reference, runtime, batch, rounds_before, settled) for name, track in tracks.items()
-    }
-    for name, latency in result.items():
-        if latency.accuracy > NOISY * accuracy and not (latency.reference == name and len(result) > 1):
-            raise UserError(_too_noisy(name, latency, accuracy))
-    return result
-
-
-@dataclass(eq=False)
-class _Track:
-    """One network in the race and its times so far."""
-
-    run: Runnable
-    times: list[Times] = field(default_factory=list)
-    energy_mj: float | None = None
-
-    def ms(self, clock: str) -> FloatArray:
-        """Its times on a clock, [rounds]; wall-clock times where nobody can tell the processor time."""
-        return np.array([t.cpu if clock == "cpu" and t.cpu is not None else t.wall for t in self.times])
-
-    def ratios(self, base: _Track, clock: str) -> FloatArray:
-        """Its time over that of the base in the same round; the base is in every round, this one perhaps not."""
-        return self.ms(clock) / base.ms(clock)[: len(self.times)]
-
-
-def _warm_up(tracks: Sequence[_Track], least: int, clock: str, task: Task) -> tuple[int, bool]:
-    """Run until times settle; return the number of rounds and whether they did. The times are forgotten."""
-    fastest = np.full(len(tracks), np.inf)
-    rounds = quiet_rounds = 0
-    settled = least == 0
-    while rounds < MAX_WARMUP * least and not settled:
-        _round(tracks, rounds, task)
-        latest = np.array([track.ms(clock)[-1] for track in tracks])
-        quiet_rounds = 0 if (latest < SETTLED_SHARE * fastest).any() else quiet_rounds + 1
-        fastest = np.minimum(fastest, latest)
-        rounds += 1
-        settled = rounds >= least and quiet_rounds >= SETTLED_ROUNDS
-    for track in tracks:
-        track.times.clear()
-    return rounds, settled
-
-
-def _round(tracks: Sequence[_Track], number: int, task: Task) -> None:
-    """Run every network once; in odd rounds from the last to the first, so that a drift within rounds cancels."""
-    for track in tracks if number % 2 == 0 else reversed(tracks):
-        track.times.append(track.run())
-    task.advance(1)
-
-
-def _unsure(active: Sequence[_Track], base: _Track | None, clock: str, accuracy: float) -> list[_Track]:
-    """Those that need more rounds, with the base, which stays as long as any other needs it to compare with."""
-
-    def is_sure(track: _Track) -> bool:
-        return estimate(track.ms(clock) if base in (None, track) else track.ratios(base, clock)).accuracy <= accuracy
-
-    others = [track for track in active if track is not base]
-    unsure = [track for track in others or active if not is_sure(track)]
-    return [track for track in active if track in unsure or (unsure and track is base)]
-
-
-def _latency(
-    track: _Track,
-    base: _Track | None,
-    reference: str | None,
-    runtime: Runtime,
-    batch: int,
-    warmup: int,
-    settled: bool,
-) -> Latency:
-    samples = track.ms(runtime.clock)
-    found = estimate(samples)
-    ratio = None if base is None else estimate(track.ratios(base, runtime.clock))
-    q1, median, q3 = np.percentile(samples, [25, 50, 75])
-    tells = all(t.cpu is not None for t in track.times)
-    return Latency(
-        ms=found.value,
-        low_ms=found.low,
-        high_ms=found.high,
-        median_ms=float(median),
-        p10_ms=float(np.percentile(samples, 10)),
-        iqr_ms=float(q3 - q1),
-        wall_ms=float(np.median([t.wall for t in track.times])),
-        cpu_ms=float(np.median([t.cpu for t in track.times if t.cpu is not None])) if tells else None,
-        ratio=None if ratio is None else ratio.value,
-        ratio_low=None if ratio is None else ratio.low,
-        ratio_high=None if ratio is None else ratio.high,
-        reference=reference,
-        repeats=len(samples),
-        warmup=warmup,
-        settled=settled,
-        outliers=len(outliers(samples)),
-        drift=drift((base or track).ms(runtime.clock)),
-        energy_mj=track.energy_mj,
-        threads=runtime.threads,
-        batch=batch,
-        precision=runtime.precision,
-        device=runtime.device or device_info()["cpu"],
-        clock="wall" if runtime.clock == "cpu" and not tells else runtime.clock,
-        runtime=runtime.name,
-        version=runtime.version,
-        samples_ms=tuple(round(float(sample), 4) for sample in samples),
-    )
-
-
-def _too_noisy(name: str, latency: Latency, accuracy: float) -> str:
-    """What is wrong, how wrong, and what can be done."""
-    what = "time" if latency.ratio is None or latency.reference == name else "ratio to the dense network"
-    advice = ["close other programs", "allow more rounds", f"ask for less than ±{accuracy:.1%}"]
-    if latency.clock == "wall" and latency.threads == 1:
-        advice.append("measure with the cpu clock, which does not count what other programs take")
-    remarks = f" ({'; '.join(latency.remarks)})" if latency.remarks else ""
-    return (
-        f"The machine is too noisy: the {what} of {name!r} is known to ±{latency.accuracy:.1%} after {latency.repeats} "
-        f"rounds, ±{accuracy:.1%} was asked for; spread {spread(latency.samples_ms):.0%}, {latency.outliers} outliers"
-        f"{remarks}. What helps: {', '.join(advice[:-1])}, or {advice[-1]}."
-    )
 
 
 def check_rounds(accuracy: float, min_rounds: int, max_rounds: int) -> None:
@@ -326,3 +152,11 @@ def batch_size(inputs: Any) -> int:
         return inputs.shape[0] if inputs.dim() else 0
     parts = inputs.values() if isinstance(inputs, dict) else inputs if isinstance(inputs, tuple | list) else ()
     return next(filter(None, map(batch_size, parts)), 0)
+
+
+def precision_of(runtime: Runtime, model: nn.Module) -> str:
+    """In which the runtime computes; where it takes the weights as they are, theirs."""
+    if runtime.precision != "model":
+        return runtime.precision
+    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))
