@@ -247,7 +247,7 @@ def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gau
         if name not in devices and name not in RUNTIMES:
             raise unknown("device in the budget:", name, [*devices, *RUNTIMES, WORST])
         runtime = make_runtime(devices.get(name, name), threads=config.latency_threads, device=config.device)
-        inputs = space.example_inputs if batch == own_batch else with_batch(space.example_inputs, batch)
+        inputs = space.example_inputs if batch == own_batch else with_batch(space.example_inputs, own_batch, batch)
         new = Gauge(name, runtime, space.model, inputs, batch, config.latency_accuracy)
         return made.setdefault(new.name, new)
 
