@@ -35,7 +35,13 @@ from autoprune.search_spaces.types import FloatArray
 
 NETWORKS = ("resnet18", "mobilenet_v2")
 RUNTIMES = ("onnxruntime", "eager:layout=channels_last")
-NEIGHBOUR = "import numpy as np\na = np.random.rand(1200, 1200)\nwhile True: a @ a"
+NEIGHBOUR = """
+import os
+import numpy as np
+matrix, parent = np.random.rand(1200, 1200), os.getppid()
+while os.getppid() == parent:  # also where this benchmark is killed
+    matrix @ matrix
+"""
 
 SCENARIOS = {
     "alone": (0, ()),
