@@ -122,7 +122,7 @@ def search(
     throughput_batch: int = 32,
     latency_threads: int = 1,
     latency_repeats: int = 30,
-    latency_accuracy: float = 0.01,
+    latency_accuracy: float = 0.02,
     latency_subnets: int = 24,
     latency_confidence: float = 0.9,
     measure_trials: str = "auto",

@@ -87,7 +87,7 @@ def search(
     throughput_batch: options.ThroughputBatch = 32,
     latency_threads: options.LatencyThreads = 1,
     latency_repeats: options.LatencyRepeats = 30,
-    latency_accuracy: options.LatencyAccuracy = 0.01,
+    latency_accuracy: options.LatencyAccuracy = 0.02,
     latency_subnets: options.LatencySubnets = 24,
     latency_confidence: options.LatencyConfidence = 0.9,
     measure_trials: options.MeasureTrials = "auto",

@@ -157,7 +157,7 @@ class SearchConfig:
     throughput_batch: int = 32
     latency_threads: int = 1
     latency_repeats: int = 30
-    latency_accuracy: float = 0.01
+    latency_accuracy: float = 0.02
     latency_subnets: int = 24
     latency_confidence: float = 0.9
     measure_trials: str = "off"
@@ -199,7 +199,7 @@ class SearchConfig:
         if not self.runtimes:
             raise UserError("`runtimes` must name at least one runtime, for example eager.")
         if not self.latency_accuracy > 0:
-            raise UserError(f"`latency_accuracy > 0` must hold, but got {self.latency_accuracy!r}. Write 1 % as 0.01.")
+            raise UserError(f"`latency_accuracy > 0` must hold, but got {self.latency_accuracy!r}. Write 2 % as 0.02.")
         if not 0.5 <= self.latency_confidence < 1:
             raise UserError(
                 f"`0.5 <= latency_confidence < 1` must hold, but got {self.latency_confidence!r}. Write 90 % as 0.9."
