@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,9 @@ class Error:
 class LatencyModel:
     """Predicted cost of the subnets of one network on one runtime at one batch size.
 
+    Args:
+        layers: what each module of the dense network takes, by path, in any unit, where a runtime tells.
+
     Attributes:
         dense_ms: of the dense network; predictions there are exactly this.
         samples: everything learnt from, in order.
@@ -96,6 +99,7 @@ class LatencyModel:
         dense_ms: float,
         samples: tuple[Sample, ...] = (),
         *,
+        layers: Mapping[str, float] | None = None,
         runtime: str = "",
         quantity: str = "latency",
         unit: str = "ms",
@@ -105,7 +109,8 @@ class LatencyModel:
         self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
         self._units = space.units
-        self._stepped = [Features(space, step=step) for step in STEPS]
+        self._layers = dict(layers or {})
+        self._stepped = [Features(space, step=step, layers=self._layers) for step in STEPS]
         self._prior = Prior(self._stepped[0].amounts)
         self.samples: tuple[Sample, ...] = ()
         for sample in samples:
@@ -150,7 +155,13 @@ class LatencyModel:
             kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
             entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
             profile.save()
-        return cls(space, dense_ms, (*known.values(), *measured), runtime=stopwatch.runtime.describe())
+        return cls(
+            space,
+            dense_ms,
+            (*known.values(), *measured),
+            layers=stopwatch.layers(),
+            runtime=stopwatch.runtime.describe(),
+        )
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -244,6 +255,7 @@ class LatencyModel:
             "fingerprint": self.fingerprint,
             "space": self._space_fingerprint,
             "dense_ms": self.dense_ms,
+            "layers": self._layers,
             "samples": [asdict(sample) for sample in self.samples],
         }
         atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -268,8 +280,8 @@ class LatencyModel:
                     "Measure again on this one."
                 )
             samples = tuple(Sample(tuple(s["candidate"]), s["ms"], s["se"]) for s in content["samples"])
-            names = {name: content[name] for name in ("runtime", "quantity", "unit")}
-            return cls(space, content["dense_ms"], samples, **names)
+            further = {name: content[name] for name in ("layers", "runtime", "quantity", "unit")}
+            return cls(space, content["dense_ms"], samples, **further)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
