@@ -123,14 +123,14 @@ def _export(
 ) -> float:
     model = copy.deepcopy(model).cpu().eval()
     args, kwargs = as_inputs(pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().cpu(), example))
-    batch = _batch_size((args, kwargs))
+    batch = batch_size((args, kwargs))
     # A batch of 1 would be taken for a constant by broadcasting code: the graph would then run at batch 1 only.
-    args, kwargs = _with_batch((args, kwargs), batch, max(batch, 2))
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as folder, torch.no_grad(), _quiet():
+    args, kwargs = with_batch((args, kwargs), batch, max(batch, 2))
+    with tempfile.TemporaryDirectory(prefix="autoprune-") as folder, torch.no_grad(), quiet():
         file = Path(folder) / path.name
-        with _step(f"This model cannot be written as {form}", hint=_HINT):
-            write(torch.export.export(model, args, kwargs, dynamic_shapes=_free_batch(model, (args, kwargs))), file)
-        with _step(f"The {form} file of this model failed its check"):
+        with explained(f"This model cannot be written as {form}", hint=_HINT):
+            write(torch.export.export(model, args, kwargs, dynamic_shapes=free_batch(model, (args, kwargs))), file)
+        with explained(f"The {form} file of this model failed its check"):
             run = read(file)
             difference = max(_compare(run, model, (args, kwargs), size) for size in (1, max(batch, 2), 5))
         atomic_write(path, file.read_bytes())
@@ -139,7 +139,7 @@ def _export(
 
 def _compare(run: Callable[[Inputs], Any], model: nn.Module, inputs: Inputs, batch: int) -> float:
     """Run both at `batch` samples; return the largest difference, or raise where it is above the tolerance."""
-    args, kwargs = _with_batch(inputs, _batch_size(inputs), batch)
+    args, kwargs = with_batch(inputs, batch_size(inputs), batch)
     expected = pytree.tree_leaves(model(*args, **kwargs))
     found = pytree.tree_leaves(run((args, kwargs)))
     difference = max_difference(found, expected)
@@ -156,14 +156,15 @@ def _tensors(inputs: Inputs) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _batch_size(inputs: Inputs) -> int:
+def batch_size(inputs: Inputs) -> int:
+    """First dimension of the first tensor that has one."""
     batch = next((tensor.shape[0] for tensor in _tensors(inputs) if tensor.ndim), None)
     if not batch:
         raise UserError("An export needs example inputs with at least one tensor whose first dimension is the batch.")
     return int(batch)
 
 
-def _with_batch(inputs: Inputs, old: int, new: int) -> Inputs:
+def with_batch(inputs: Inputs, old: int, new: int) -> Inputs:
     """Repeat or cut every tensor that has `old` rows so that it has `new`."""
 
     def resize(tensor: Tensor) -> Tensor:
@@ -175,9 +176,9 @@ def _with_batch(inputs: Inputs, old: int, new: int) -> Inputs:
     return resized
 
 
-def _free_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+def free_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
     """The `dynamic_shapes` of `torch.export.export`: by argument name, dimension 0 free where it is the batch."""
-    batch, dim = _batch_size(inputs), torch.export.Dim("batch")
+    batch, dim = batch_size(inputs), torch.export.Dim("batch")
 
     def shape(leaf: Any) -> Any:
         return {0: dim} if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch else None
@@ -201,7 +202,7 @@ def _leaf_difference(found: Any, expected: Any) -> float:
 
 
 @contextmanager
-def _step(what: str, hint: str = "") -> Iterator[None]:
+def explained(what: str, hint: str = "") -> Iterator[None]:
     """Turn whatever an exporter or runtime raises (they share no base class) into one message with the cause."""
     try:
         yield
@@ -216,7 +217,7 @@ def _step(what: str, hint: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Drop the exporters' log lines, warnings and dumps of half-made graphs: what goes wrong comes as an exception."""
     loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]

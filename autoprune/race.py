@@ -1,8 +1,12 @@
 """Run networks in turn, round after round, and say how long each takes.
 
-The same network takes 1.5 times as long an hour later on a shared or warm machine, so every network takes its turn
-beside the reference (the dense network), in alternating order, and each round's time is also divided by that of the
-reference in the same round: slow minutes hit both and fall out of the ratio.
+A shared or warm machine changes its speed, so every network takes its turn beside the reference (the dense network), in
+alternating order, and each round's time is also divided by that of the reference in the same round: slow minutes hit
+both and fall out of the ratio.
+
+At its turn a network runs twice, and the second run counts: the first one brings back what the others pushed out of the
+processor's caches. Without that, the first and the last of a round, which follow themselves in every second round,
+would look faster than those between them (up to a tenth: docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -67,7 +71,8 @@ def race(
     Raises:
         UserError: after `max_rounds` an interval is more than `NOISY` times wider than asked for.
     """
-    tracks = {name: _Track(run) for name, run in runs.items()}
+    # a command, perhaps on another machine, warms up by itself
+    tracks = {name: _Track(run, runs_before=0 if runtime.clock == "reported" else 1) for name, run in runs.items()}
     base = None if reference is None else tracks[reference]
     with ExitStack() as stack:
         stack.enter_context(quiet())
@@ -111,8 +116,15 @@ class _Track:
     """One network in the race and its times so far."""
 
     run: Runnable
+    runs_before: int
     times: list[Times] = field(default_factory=list)
     energy_mj: float | None = None
+
+    def turn(self) -> None:
+        """Run, and keep the time of the last run."""
+        for _ in range(self.runs_before):
+            self.run()
+        self.times.append(self.run())
 
     def ms(self, clock: str) -> FloatArray:
         """Its times on a clock, [rounds]; wall-clock times where nobody can tell the processor time."""
@@ -141,9 +153,9 @@ def _warm_up(tracks: Sequence[_Track], least: int, clock: str, task: Task) -> tu
 
 
 def _round(tracks: Sequence[_Track], number: int, task: Task) -> None:
-    """Run every network once; in odd rounds from the last to the first, so that a drift within rounds cancels."""
+    """Give every network its turn; in odd rounds from the last to the first, so that a drift within rounds cancels."""
     for track in tracks if number % 2 == 0 else reversed(tracks):
-        track.times.append(track.run())
+        track.turn()
     task.advance(1)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 from torch import nn
 
 from autoprune.runtimes.base import Runtime, Session, Times
 from autoprune.runtimes.clock import cpu_timer
-from autoprune.runtimes.onnx_template import Call, OnnxTemplate, require_onnx
+from autoprune.runtimes.onnx_layers import NodeModules, sum_by_module
+from autoprune.runtimes.onnx_template import Arrays, Call, OnnxTemplate, require_onnx
 
 PROVIDER = "CPUExecutionProvider"
+LAYER_RUNS = 5
+"""`layers` gives the mean of this many runs, after one more."""
 
 
 class OnnxRuntime(Runtime):
-    """Runs the graph that `autoprune export` would write."""
+    """Runs the graph that `autoprune export` would write, its batch size left free as there."""
 
     name: ClassVar[str] = "onnxruntime"
 
@@ -36,60 +41,64 @@ class OnnxRuntime(Runtime):
         return {"provider": PROVIDER.removesuffix("ExecutionProvider")}
 
     def open(self, dense: nn.Module, inputs: Any) -> Session:
-        return _OnnxSession(self, OnnxTemplate(dense, inputs))
+        return _OnnxSession(OnnxTemplate(dense, inputs), self.threads)
 
 
 class _OnnxSession(Session):
-    def __init__(self, runtime: OnnxRuntime, template: OnnxTemplate) -> None:
-        self._runtime, self.template = runtime, template
+    def __init__(self, template: OnnxTemplate, threads: int) -> None:
+        self._template, self._threads = template, threads
 
     def load(self, model: nn.Module) -> OnnxRunnable:
-        started: list[Any] = []
-
-        def start(graph: bytes) -> Call:
-            session = start_session(graph, self._runtime.threads)
-            started.append(session)
-            return caller(session)
-
-        self.template.make(model, start)
-        return OnnxRunnable(started[-1], self.template.feed, self._runtime.threads)
+        _, call = self._template.make(model, lambda graph: OnnxCall(graph, self._threads))
+        return OnnxRunnable(self._template, model, call, self._threads)
 
 
 class OnnxRunnable:
-    """A session of ONNX Runtime."""
+    """A network in ONNX Runtime."""
 
-    def __init__(self, session: Any, feed: list[np.ndarray], threads: int) -> None:
-        self._session = session
-        self._feed = dict(zip((node.name for node in session.get_inputs()), feed, strict=True))
-        self._timer = cpu_timer(threads)
+    def __init__(self, template: OnnxTemplate, model: nn.Module, call: Call, threads: int) -> None:
+        self._template, self._model, self._call, self._threads = template, model, call, threads
+        self._feed, self._timer = template.feed, cpu_timer(threads)
 
     def __call__(self) -> Times:
-        return self._timer(self._run)
+        return self._timer(self.outputs)
 
-    def outputs(self) -> list[np.ndarray]:
+    def outputs(self) -> Arrays:
         """Run once, untimed."""
-        outputs: list[np.ndarray] = self._run()
-        return outputs
+        return self._call(self._feed)
 
     def layers(self) -> dict[str, float] | None:
-        return None
+        """By ONNX Runtime's own profile of one more session."""
+        with tempfile.TemporaryDirectory(prefix="autoprune-") as folder:
+            graph, call = self._template.make(
+                self._model, lambda graph: OnnxCall(graph, self._threads, profile=Path(folder) / "profile")
+            )
+            for _ in range(LAYER_RUNS):  # `make` has run it once
+                call(self._feed)
+            events = json.loads(Path(call.session.end_profiling()).read_text())
+        starts = [event["ts"] for event in events if event["name"] == "model_run"]
+        times = [
+            (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name"), event["dur"] / 1e3 / LAYER_RUNS)
+            for event in events
+            if event["cat"] == "Node" and event["ts"] >= starts[1]
+        ]
+        return sum_by_module(NodeModules(graph, self._model), times)
 
-    def _run(self) -> Any:
-        return self._session.run(None, self._feed)
 
+class OnnxCall:
+    """A session of ONNX Runtime as a function of the arrays of its inputs."""
 
-def start_session(graph: bytes, threads: int) -> Any:
-    """A session with one graph at a time and `threads` threads inside an operator."""
-    import onnxruntime
+    def __init__(self, graph: bytes, threads: int, profile: Path | None = None) -> None:
+        import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong comes as an exception
-    return onnxruntime.InferenceSession(graph, options, providers=[PROVIDER])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4  # what goes wrong comes as an exception
+        if profile:
+            options.enable_profiling, options.profile_file_prefix = True, str(profile)
+        self.session = onnxruntime.InferenceSession(graph, options, providers=[PROVIDER])
+        self._names = [node.name for node in self.session.get_inputs()]
 
-
-def caller(session: Any) -> Call:
-    """The session as a function of arrays."""
-    names = [node.name for node in session.get_inputs()]
-    return lambda arrays: list(session.run(None, dict(zip(names, arrays, strict=True))))
+    def __call__(self, arrays: Arrays) -> Arrays:
+        outputs: Arrays = self.session.run(None, dict(zip(self._names, arrays, strict=True)))
+        return outputs

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from autoprune.runtimes.base import Runtime
 from autoprune.search_spaces.errors import UserError, unknown
@@ -69,16 +68,23 @@ def _settings(name: str, text: str) -> dict[str, str]:
 
 
 def _load(name: str) -> Callable[..., Runtime]:
-    """The class of a runtime; its library is loaded only now."""
-    runtime: Any
+    """The class of a runtime; its module is loaded only now."""
     if name == "eager":
-        from autoprune.runtimes.eager import EagerRuntime as runtime
-    elif name == "compile":
-        from autoprune.runtimes.compile import CompileRuntime as runtime
-    elif name == "onnxruntime":
-        from autoprune.runtimes.onnxruntime import OnnxRuntime as runtime
-    elif name == "openvino":
-        from autoprune.runtimes.openvino import OpenVinoRuntime as runtime
-    else:
-        from autoprune.runtimes.command import CommandRuntime as runtime
-    return runtime
+        from autoprune.runtimes.eager import EagerRuntime
+
+        return EagerRuntime
+    if name == "compile":
+        from autoprune.runtimes.compile import CompileRuntime
+
+        return CompileRuntime
+    if name == "onnxruntime":
+        from autoprune.runtimes.onnxruntime import OnnxRuntime
+
+        return OnnxRuntime
+    if name == "openvino":
+        from autoprune.runtimes.openvino import OpenVinoRuntime
+
+        return OpenVinoRuntime
+    from autoprune.runtimes.command import CommandRuntime
+
+    return CommandRuntime

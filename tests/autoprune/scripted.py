@@ -10,11 +10,15 @@ from torch import nn
 from autoprune.runtimes import Runnable, Runtime, Session, Times
 
 Script = Callable[[int], float | tuple[float, float | None]]
-"""Round -> wall-clock milliseconds, or (wall-clock, processor)."""
+"""Turn -> wall-clock milliseconds, or (wall-clock, processor)."""
+
+
+COLD = 3.0
+"""The first run of a turn takes this many times longer than the script says."""
 
 
 class Scripted(nn.Module):
-    """A network that takes the times of a script; the round is counted by the scripted runtime."""
+    """A network whose second run of each turn takes the time of a script, and the first run longer."""
 
     def __init__(self, script: Script) -> None:
         super().__init__()
@@ -43,22 +47,24 @@ class _Session(Session):
         self._runtime = runtime
 
     def load(self, model: nn.Module) -> Runnable:
-        return _Run(model, self._runtime.log)
+        return _Run(model, self._runtime)
 
     def close(self) -> None:
         self._runtime.closed += 1
 
 
 class _Run:
-    def __init__(self, model: nn.Module, log: list[nn.Module]) -> None:
-        self._model, self._log, self._number = model, log, 0
+    def __init__(self, model: nn.Module, runtime: ScriptedRuntime) -> None:
+        self._model, self._runtime, self._number = model, runtime, 0
 
     def __call__(self) -> Times:
-        self._log.append(self._model)
+        self._runtime.log.append(self._model)
         assert isinstance(self._model, Scripted)
-        answer = self._model.script(self._number)
+        turn, second = (self._number, 1) if self._runtime.clock == "reported" else divmod(self._number, 2)
         self._number += 1
-        return Times(*answer) if isinstance(answer, tuple) else Times(answer, answer)
+        answer = self._model.script(turn)
+        wall, cpu = answer if isinstance(answer, tuple) else (answer, answer)
+        return Times(wall, cpu) if second else Times(COLD * wall, None if cpu is None else COLD * cpu)
 
     def layers(self) -> dict[str, float] | None:
         return {"layer": 1.0}

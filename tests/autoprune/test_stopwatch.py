@@ -36,11 +36,11 @@ def test_networks_take_turns_with_the_dense_one_and_leave_when_they_are_known() 
     with Stopwatch(runtime, d, None, accuracy=0.01, min_rounds=10, max_rounds=40) as stopwatch:
         result = stopwatch.measure({"a": a, "b": b})
     order = names(runtime, d=d, a=a, b=b)
-    rounds = WARMUP + 10
-    assert order[: 3 * rounds] == ("dab" + "bad") * 2 + "dab" + ("dabbad") * 5
+    there, back, runs = "ddaabb", "bbaadd", 6 * (WARMUP + 10)
+    assert order[:runs] == (there + back) * 2 + there + (there + back) * 5
     assert result["b"].repeats == result["dense"].repeats == 40
     assert result["a"].repeats == 10, "a is known after the least number of rounds"
-    assert set(order[3 * rounds :]) == {"d", "b"}
+    assert set(order[runs:]) == {"d", "b"}
     assert (result["a"].ratio, result["a"].ms, result["dense"].ratio) == (0.5, 2.0, 1.0)
     assert result["a"].reference == "dense"
     assert runtime.closed == 1
@@ -129,6 +129,14 @@ def test_a_busy_machine_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.busy == 1.5
     assert latency.ms == 4.0
     assert latency.remarks == ("the machine is busy: wall-clock time is 1.5x the processor time",)
+
+
+def test_a_command_runs_once_at_its_turn() -> None:
+    """It may take minutes, and warms up by itself."""
+    runtime = ScriptedRuntime("reported")
+    with Stopwatch(runtime, Scripted(lambda run: (6.0, None)), None) as stopwatch:
+        assert stopwatch.measure({})["dense"].clock == "reported"
+    assert len(runtime.log) == WARMUP + 10
 
 
 def test_a_runtime_that_cannot_tell_the_processor_time_is_on_the_wall_clock() -> None:
