@@ -215,7 +215,7 @@ def compare(
         row("table of ops, raw", 0, ops, sums_test / test.dense_ms, test),
         row("table of ops, calibrated", len(learn.candidates), ops, affine(sums, sums_test, learn), test),
     ]
-    for label, part in ((f"ours, {FEW} uniform subnets", found["uniform"]), (f"ours, {FEW} subnets", first(learn, FEW))):
+    for label, part in (("ours, uniform subnets", found["uniform"]), ("ours, few subnets", first(learn, FEW))):
         if len(part.candidates) == FEW:
             ratio, sd = predict(space, layers, part, test)
             rows.append(row(label, len(part.candidates), "", ratio, test, sd))
