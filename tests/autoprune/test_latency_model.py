@@ -82,7 +82,7 @@ def off(model: LatencyModel, law: Law) -> float:
     return float(np.mean(np.abs(model.predict(space.units(held_out))[0] / truth - 1)))
 
 
-@pytest.mark.parametrize(("law", "most"), [(additive, 0.02), (stepped, 0.03), (narrow_is_slow, 0.025)])
+@pytest.mark.parametrize(("law", "most"), [(additive, 0.02), (stepped, 0.035), (narrow_is_slow, 0.03)])
 def test_the_law_of_a_device_is_recovered(law: Law, most: float) -> None:
     model = learnt(law)
     assert off(model, law) < most
@@ -173,9 +173,11 @@ def test_repeats_are_averaged() -> None:
 def test_same_samples_same_model_also_after_a_file(tmp_path: Path) -> None:
     space = resnet()
     units = space.units(mixed(space, 50, seed=1))
-    first = learnt(additive)
-    second = LatencyModel(space, first.dense_ms, first.samples[:20])
-    for sample in first.samples[20:]:
+    layers = {"conv1": 2.0, "layer3.0.conv2": 1.0}
+    samples = learnt(additive).samples
+    first = LatencyModel(space, 20.0, samples, layers=layers)
+    second = LatencyModel(space, 20.0, samples[:20], layers=layers)
+    for sample in samples[20:]:
         second.learn(sample.candidate, sample.ms, sample.se)
     assert (np.array(first.predict(units)) == np.array(second.predict(units))).all()
     first.learn(mixed(space, 1, seed=3)[0], 7.1, 0.1)
@@ -208,6 +210,18 @@ def test_shares_are_those_of_the_real_subnet() -> None:
     assert isinstance(conv, nn.Conv2d)
     expected = {conv.in_channels / 64, conv.out_channels / 64, conv.in_channels * conv.out_channels / 64**2}
     assert set(found[macs]) == expected
+
+
+def test_times_of_layers_make_a_better_guess() -> None:
+    """One layer takes half of the time: told so, the model knows what cutting it saves before it is ever cut."""
+    space = resnet()
+    name, others = "layer2.0.conv1", [path for path, _ in space.model.named_modules() if "conv" in path]
+    told = {**dict.fromkeys(others, 1.0), name: float(len(others))}
+    half = space.units([space.candidate({name: 0.5})])
+    blind, knowing = LatencyModel(space, 10.0), LatencyModel(space, 10.0, layers=told)
+    assert blind.predict(half)[0][0] > 9
+    assert 6.5 < knowing.predict(half)[0][0] < 8.5
+    assert sum(knowing._prior.guess) == pytest.approx(1)
 
 
 def test_contributions_add_up() -> None:
@@ -246,6 +260,9 @@ class FakeStopwatch:
         self.dense_ms = speed * float(law(space, [space.dense])[0])
         self.dense = Estimate(self.dense_ms, 0.99 * self.dense_ms, 1.01 * self.dense_ms)
         self.runtime = make_runtime("eager")
+
+    def layers(self) -> dict[str, float] | None:
+        return {"conv1": 3.0, "layer1.0.conv1": 1.0}
 
     def measure(self, models: Mapping[str, nn.Module], **settings: Any) -> dict[str, Any]:
         """The law knows candidates, not networks: find the one with the same parameters."""
@@ -350,6 +367,7 @@ def test_a_bad_confidence_is_refused() -> None:
         ({"format": 1}, "another format"),
         ({"fingerprint": "x"}, "another device"),
         ({"space": "x"}, "another network"),
+        ({"batch": 8}, "at batch size 8"),
         ({"samples": [{"candidate": [0]}]}, "is damaged"),
         ({"dense_ms": "fast"}, "is damaged"),
         ({"dense_ms": -1}, "positive number"),
