@@ -71,7 +71,7 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
         test=test_accuracy(bench.space.model, bench),
         latency=latencies[bench.gauges.gauges[0].name],
         latencies=latencies,
-        measured=bench.gauges.intervals(latencies),
+        measured=bench.gauges.measured(latencies),
     )
     finished = Finished(
         dense=dense,
@@ -225,7 +225,9 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
     config = study.config
     proxies, unusable = read_report(study.path, config.fingerprints)
     notes = [
-        f"{gauge.device}, batch {gauge.batch}: predictions {gauge.predictor.error}." for gauge in bench.gauges.budgeted
+        f"{gauge.device}, batch {gauge.batch}: predictions {gauge.model.error}."
+        for gauge in bench.gauges.budgeted
+        if gauge.model is not None
     ]
     write_report(
         study.path / REPORT,

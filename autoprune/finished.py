@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoprune.files import read_json, write_json
-from autoprune.front import FrontPoint, Interval
+from autoprune.front import FrontPoint, Measured
 from autoprune.measure import Latency
 from autoprune.search_spaces.errors import UserError
 from autoprune.tables import DenseFigures
@@ -30,7 +30,7 @@ class Dense:
     test: float | None = None
     latency: Latency | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
-    measured: dict[str, Interval] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values in the words of JSON."""
@@ -49,7 +49,7 @@ class Dense:
                 **values,
                 "latency": None if latency is None else Latency.from_dict(latency),
                 "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
-                "measured": {cost: tuple(found) for cost, found in values.get("measured", {}).items()},
+                "measured": {cost: Measured(*found) for cost, found in values.get("measured", {}).items()},
             }
         )
 

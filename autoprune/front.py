@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from autoprune.measure import Latency
 
 
-Interval: TypeAlias = tuple[float, float, float]
-"""A measured value and the ends of its 95 % interval."""
+class Measured(NamedTuple):
+    """A measured cost: value and ends of its 95 % interval, and its share of the dense network's, measured in turns."""
+
+    value: float
+    low: float
+    high: float
+    share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +42,7 @@ class FrontPoint:
         split: the data that `score` was taken on.
         latency: measured on the first device; None where it was not measured.
         latencies: on all devices, by the name of the gauge: ``onnxruntime-1`` is ONNX Runtime at batch 1.
-        measured: cost -> value and the ends of its 95 % interval, in the units of `costs`.
+        measured: cost -> what was found, in the units of `costs`.
         proposed: candidate of the trial, where another was taken to keep the budget as measured; else None.
         misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
             but is not a solution.
@@ -56,7 +61,7 @@ class FrontPoint:
     split: str = "search"
     latency: Latency | None = None
     latencies: dict[str, Latency] = field(default_factory=dict)
-    measured: dict[str, Interval] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
     proposed: Candidate | None = None
     misses: tuple[str, ...] = ()
     repaired: float | None = None
@@ -87,7 +92,7 @@ class FrontPoint:
                 "misses": tuple(values["misses"]),
                 "latency": None if values["latency"] is None else Latency.from_dict(values["latency"]),
                 "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
-                "measured": {cost: tuple(found) for cost, found in values.get("measured", {}).items()},
+                "measured": {cost: Measured(*found) for cost, found in values.get("measured", {}).items()},
                 "proposed": None if values.get("proposed") is None else tuple(values["proposed"]),
                 "path": None if values["path"] is None else Path(values["path"]),
             }

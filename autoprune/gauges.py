@@ -23,6 +23,7 @@ from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import Inputs, with_batch
 from autoprune.files import read_json, write_json
+from autoprune.front import Measured
 from autoprune.latency import LatencyModel
 from autoprune.measure import Latency, Stopwatch, batch_size
 from autoprune.progress import Progress
@@ -209,14 +210,14 @@ class Gauges:
             for cost, (quantity, gauges) in self.costs.items()
         }
 
-    def intervals(self, found: Mapping[str, Latency]) -> dict[str, tuple[float, float, float]]:
-        """The same costs, for people: value and both ends of the interval, in the milliseconds of the measurement.
+    def measured(self, found: Mapping[str, Latency]) -> dict[str, Measured]:
+        """The same costs, for people, in the milliseconds of the measurement.
 
         Without a limit on one, the latency of the first gauge.
         """
         costs = self.costs or {"latency": ("latency", self.gauges[:1])}
         return {
-            cost: max(_interval(quantity, gauge, found[gauge.name]) for gauge in gauges)
+            cost: max(_measured(quantity, gauge, found[gauge.name]) for gauge in gauges)
             for cost, (quantity, gauges) in costs.items()
         }
 
@@ -313,11 +314,15 @@ def _held(quantity: str, gauge: Gauge, latency: Latency) -> float:
     return _scale(quantity, gauge) * gauge.held_ms(latency)
 
 
-def _interval(quantity: str, gauge: Gauge, latency: Latency) -> tuple[float, float, float]:
+def _measured(quantity: str, gauge: Gauge, latency: Latency) -> Measured:
+    ratio, low, high = _ratio(latency)
     if quantity == WORST:
-        return _ratio(latency)
+        return Measured(ratio, low, high)
     if quantity == "energy":
         value = (latency.energy_mj or 0.0) / gauge.batch
-        return value, value, value
-    per = gauge.batch if quantity == "throughput" else 1
-    return latency.ms / per, latency.low_ms / per, latency.high_ms / per
+        return Measured(value, value, value)
+    if quantity == "throughput":
+        return Measured(
+            latency.ms / gauge.batch, latency.low_ms / gauge.batch, latency.high_ms / gauge.batch, 1 / ratio
+        )
+    return Measured(latency.ms, latency.low_ms, latency.high_ms, ratio)

@@ -14,7 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autoprune.agents.base import Trial
-from autoprune.front import FrontPoint, front
+from autoprune.front import FrontPoint, Measured, front
 from autoprune.search_spaces.budget import format_cost
 from autoprune.tables import (
     DenseFigures,
@@ -193,7 +193,7 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
     tuned = [None if p.finetuned is None else _value(score, p.finetuned) for _, p, _ in placed]
     before = [_value(score, untrained_score(p)) for _, p, _ in placed]
     spread = [
-        (high - low) / 2 * factor for _, low, high in (measured_costs(p).get(cost, (0, 0, 0)) for _, p, _ in placed)
+        (m.high - m.low) / 2 * factor for m in (measured_costs(p).get(cost, Measured(0, 0, 0)) for _, p, _ in placed)
     ]
     if any(y is not None for y in tuned):
         lines = [(x, a, b) for x, a, b in zip(xs, before, tuned, strict=True) if b is not None]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from autoprune.front import FrontPoint, Interval
+from autoprune.front import FrontPoint, Measured
 from autoprune.search_spaces.budget import format_cost
 from autoprune.search_spaces.quantities import WORST, is_measured, quantity_of
 
@@ -37,7 +37,7 @@ class DenseFigures(TypedDict, total=False):
     score: float | None
     test: float | None
     latency: Latency | None
-    measured: dict[str, Interval]
+    measured: dict[str, Measured]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,38 +163,33 @@ def _measured_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[
         columns.append((cost_name(name), "predicted", ["–" if v is None else format_cost(name, v) for v in predicted]))
         cells = []
         for index, found in enumerate(measured):
-            ratio = _measured_ratio(name, found, measured[0]) if index and name in found else ""
+            share = found[name].share if index and name in found else None
+            ratio = "" if share is None else f"{share:.2f}×"
             cells.append(f"{format_measured(name, found[name])}\n{ratio}".strip() if name in found else "–")
         columns.append((cost_name(name), "measured", cells))
     return columns
 
 
-def measured_costs(of: FrontPoint | DenseFigures) -> Mapping[str, Interval]:
+def measured_costs(of: FrontPoint | DenseFigures) -> Mapping[str, Measured]:
     """Measured costs by name: value and interval."""
-    measured, latency = (
-        (of.measured, of.latency) if isinstance(of, FrontPoint) else (of.get("measured"), of.get("latency"))
-    )
+    if isinstance(of, FrontPoint):
+        measured, latency = of.measured, of.latency
+    else:
+        measured, latency = of.get("measured", {}), of.get("latency")
     if measured or latency is None:
-        return measured or {}
-    return {"latency": (latency.ms, latency.low_ms, latency.high_ms)}  # a front of an older release
+        return measured
+    return {"latency": Measured(latency.ms, latency.low_ms, latency.high_ms, latency.ratio)}  # of an older release
 
 
-def format_measured(cost: str, found: Interval) -> str:
+def format_measured(cost: str, found: Measured) -> str:
     """``8.2 ms ± 0.3``: a measured cost with half its interval; throughput, which has its bounds reversed, without."""
-    value, low, high = found
+    value, low, high, _ = found
     if quantity_of(cost).least or cost.endswith(f"@{WORST}"):
         return format_cost(cost, value)
     half, decimals = (high - low) / 2, 1
     while decimals < 4 and (half < 10**-decimals or value < 10 ** (1 - decimals)):
         decimals += 1
     return f"{value:.{decimals}f} {quantity_of(cost).shown} ± {half:.{decimals}f}"
-
-
-def _measured_ratio(cost: str, found: Mapping[str, Interval], dense: Mapping[str, Interval]) -> str:
-    if cost.endswith(f"@{WORST}") or cost not in dense:
-        return ""
-    value, before = found[cost][0], dense[cost][0]
-    return format_ratio(before, value) if quantity_of(cost).least else format_ratio(value, before)
 
 
 def _score_columns(dense: DenseFigures, front: Sequence[FrontPoint], score: str) -> list[_Column]:

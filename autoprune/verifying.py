@@ -87,7 +87,7 @@ def _with_latencies(point: FrontPoint, found: dict[str, Latency], keeper: Keeper
         costs=bench.space.cost_dict(point.candidate),
         latency=found[bench.gauges.gauges[0].name],
         latencies=found,
-        measured=bench.gauges.intervals(found),
+        measured=bench.gauges.measured(found),
         misses=tuple(cost for cost, share in used.items() if share > 1),
     )
 

@@ -125,8 +125,8 @@ def test_a_noisy_machine_is_refused_for_what_is_asked_and_no_more() -> None:
 
 def test_a_busy_machine_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     with Stopwatch(ScriptedRuntime(), Scripted(lambda run: (6.0, 4.0)), None) as stopwatch:
-        latency = stopwatch.measure({"a": Scripted(lambda run: (3.0, 2.0))}, progress=RichProgress())["dense"]
-    assert capsys.readouterr().err.count("the machine is busy: wall-clock time is 1.5x the processor time.") == 1
+        latency = stopwatch.measure({"a": Scripted(lambda run: (2.6, 2.0))}, progress=RichProgress())["dense"]
+    assert capsys.readouterr().err.count("the machine is busy") == 1
     assert latency.busy == 1.5
     assert latency.ms == 4.0
     assert latency.remarks == ("the machine is busy: wall-clock time is 1.5x the processor time",)
