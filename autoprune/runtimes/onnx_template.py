@@ -126,7 +126,7 @@ class OnnxTemplate:
         return _optimised(program)
 
     def _fill(self, model: nn.Module) -> bytes:
-        import onnx_ir as ir
+        from onnxscript import ir
 
         program = copy.copy(self._program)
         program.model = filled = self._program.model.clone()
