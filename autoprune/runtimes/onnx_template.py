@@ -69,7 +69,7 @@ class OnnxTemplate:
         self._program = self._export(dense)
         self._dense = Export.read(self._program.model)
         self._others: list[Export] = []
-        self._multiples: dict[int, Multiple] = {}
+        self._multiples: dict[int, Multiple | None] = {}
 
     def make(self, model: nn.Module, start: Callable[[bytes], Call]) -> tuple[bytes, Call]:
         """The graph of the dense network or a subnet, started by `start` and compared with PyTorch.
@@ -126,24 +126,23 @@ class OnnxTemplate:
         return _optimised(program)
 
     def _fill(self, model: nn.Module) -> bytes:
-        import onnx_ir as ir
+        from onnxscript import ir
 
         program = copy.copy(self._program)
         program.model = filled = self._program.model.clone()
-        tensors = dict(model.named_parameters(remove_duplicate=False))
-        tensors |= dict(model.named_buffers(remove_duplicate=False))
+        tensors: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
         for name, value in filled.graph.initializers.items():
             if name in tensors:
-                value.const_value = ir.tensor(tensors[name].detach().contiguous(), name=name)
-                value.shape = value.const_value.shape
-        for node in filled.graph:
-            for output in node.outputs:  # what the exporter noted about the dense network; the optimiser believes it
-                if not output.is_graph_output():
-                    output.shape, output.const_value = None, None
+                tensor = tensors[name].detach().contiguous()
+                value.const_value, value.shape = ir.tensor(tensor, name=name), ir.Shape(tensor.shape)
         if self._multiples:
-            numbers, shapes = list(self._dense.numbers), shapes_of(filled)
+            numbers: list[int | None] = list(self._dense.numbers)
+            shapes = shapes_of(filled)
             for index, multiple in self._multiples.items():
-                numbers[index] = multiple.value(shapes)
+                numbers[index] = multiple.value(shapes) if multiple else None
             write_numbers(filled, numbers)
         return _optimised(program)
 
@@ -172,7 +171,8 @@ def _program(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> torch.onn
 def _optimised(program: torch.onnx.ONNXProgram) -> bytes:
     with quiet():
         program.optimize()
-        return program.model_proto.SerializeToString()
+        graph: bytes = program.model_proto.SerializeToString()
+    return graph
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:
