@@ -58,9 +58,7 @@ def main() -> None:
     options = _options()
     stop = time.monotonic() + options.seconds
     panels = []
-    print(
-        "| network | runtime | predictor | measured subnets | other measurements | held out | MAPE | Spearman | inside 90 % |"
-    )
+    print("| network | runtime | predictor | subnets | other measurements | held out | MAPE | Spearman | inside 90 % |")
     print("|---|---|---|---|---|---|---|---|---|")
     costs = []
     for name in options.networks:
