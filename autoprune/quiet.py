@@ -6,10 +6,12 @@ worse, since the scheduler could then no longer move the process to a free core 
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 
 PRIORITY = -10
 """Nice value while measuring. With every core taken by other programs, it makes wall-clock time what it is alone."""
@@ -19,8 +21,10 @@ PRIORITY = -10
 def quiet() -> Iterator[None]:
     """Measure with high priority, where this user may, and without the garbage collector.
 
-    A pause of the collector is as long as a small network.
+    A pause of the collector is as long as a small network. Freed memory stays with the process, see
+    `keep_freed_memory`.
     """
+    keep_freed_memory()
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -30,6 +34,22 @@ def quiet() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed for the next allocation, from now on; say whether it does (glibc only).
+
+    Otherwise large activations are mapped anew in every run, or not, depending on what was allocated before: a page
+    fault for every 4 KiB. Eager mobilenet_v2 then took 15 ms or 22 ms, by chance, in the same process
+    (docs/latency-model.md).
+    """
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+        return bool(mallopt(mmap_threshold, 32 << 20) and mallopt(trim_threshold, 2**31 - 1))
+    except (OSError, AttributeError, TypeError):
+        return False
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from scipy.optimize import nnls
 
 from autoprune.device import device_fingerprint, device_info
 from autoprune.files import atomic_write, read_json
+from autoprune.latency.replay import Widths, is_work, make_call, scaled, scaled_shape, signature, time_call, widths_of
 from autoprune.measure import measure
 from autoprune.progress import NO_PROGRESS, Progress
-from autoprune.replay import Widths, is_work, make_call, scaled, scaled_shape, signature, time_call, widths_of
 from autoprune.search_spaces import Candidate, SearchSpace, UserError
 from autoprune.search_spaces.costs import Products, spec_numel
 from autoprune.search_spaces.tracer import Op
@@ -90,12 +90,12 @@ class LatencyTable:
         progress: Progress = NO_PROGRESS,
     ) -> LatencyTable:
         """Time the ops of `space` and `subnets` whole networks on the device of the model."""
-        times = _time_ops(space, threads, progress)
+        times = time_ops(space, threads, progress)
         candidates = _calibration_candidates(space, subnets, seed)
         models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
         latencies = measure(models, space.example_inputs, repeats=repeats, threads=threads, progress=progress)
         measured = np.array([latency.median_ms for latency in latencies.values()])
-        sums = _Interpolation(space, times)(space.units(candidates))
+        sums = Interpolation(space, times)(space.units(candidates))
         intercept, slope = _fit(sums, measured)
         return cls(
             times=times,
@@ -118,7 +118,7 @@ class LatencyTable:
         Raises:
             UserError: the table was made for another network.
         """
-        return _Predictor(_Interpolation(space, self.times), self.intercept_ms, self.slope)
+        return _Predictor(Interpolation(space, self.times), self.intercept_ms, self.slope)
 
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -157,14 +157,14 @@ class LatencyTable:
 class _Predictor:
     """`CostModel`: calibrated sum of interpolated op times."""
 
-    def __init__(self, interpolation: _Interpolation, intercept_ms: float, slope: float) -> None:
+    def __init__(self, interpolation: Interpolation, intercept_ms: float, slope: float) -> None:
         self._interpolation, self._intercept_ms, self._slope = interpolation, intercept_ms, slope
 
     def __call__(self, units: IntArray) -> FloatArray:
         return self._intercept_ms + self._slope * self._interpolation(units)
 
 
-class _Interpolation:
+class Interpolation:
     """Sum over the ops of a space of their times, bilinear in the shares of their two widths.
 
     Letters: n candidates, K ops, P = len(SHARES).
@@ -211,7 +211,7 @@ def _place(grid: FloatArray, share: FloatArray) -> tuple[IntArray, FloatArray]:
     return index, np.clip((share - low) / (high - low), 0.0, 1.0)
 
 
-def _time_ops(space: SearchSpace, threads: int, progress: Progress) -> dict[str, OpTimes]:
+def time_ops(space: SearchSpace, threads: int, progress: Progress) -> dict[str, OpTimes]:
     """Times of every distinct op; the process's number of threads is put back."""
     distinct = {signature(op): op for op in space.ops if is_work(op)}
     device = next(space.model.parameters()).device

@@ -1,0 +1,9 @@
+"""Predict what a subnet costs on a device from measured whole subnets, and from a table of its ops."""
+
+from __future__ import annotations
+
+from autoprune.latency.choose import informative, mixed
+from autoprune.latency.model import Error, LatencyModel, Sample
+from autoprune.latency.table import LatencyTable, describe
+
+__all__ = ["Error", "LatencyModel", "LatencyTable", "Sample", "describe", "informative", "mixed"]

@@ -1,0 +1,323 @@
+"""Predict a cost of subnets that can only be measured: latency, or energy, of one network on one runtime.
+
+Learns from whole subnets that were measured, and goes on learning. Unit-neutral: `ms` stands for whatever was
+measured, `unit` says what. All samples are ratios to the dense network: give paired ones where you can.
+
+Shape letters: n candidates, G groups.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm, spearmanr
+
+from autoprune.device import device_fingerprint, device_info
+from autoprune.device_profile import DeviceProfile, KeptSample
+from autoprune.files import atomic_write, read_json
+from autoprune.latency.bayes import Posterior, Prior, fit
+from autoprune.latency.choose import informative
+from autoprune.latency.features import Features
+from autoprune.progress import NO_PROGRESS, Progress
+from autoprune.search_spaces import Candidate, CostModel, SearchSpace, UserError
+from autoprune.search_spaces.types import FloatArray, IntArray
+from autoprune.stopwatch import Stopwatch, batch_size
+
+FORMAT = 2
+SMALLEST = 0.01
+"""No subnet is predicted to cost less than this share of the dense network."""
+STEPS = (1, 8, 16, 32)
+"""Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
+CLEARLY = 3.0
+"""By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
+TOGETHER = 8
+"""Subnets in one race with the dense network."""
+INTERVAL = 0.9
+"""Probability of the interval whose coverage `Error` states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A measured subnet.
+
+    Attributes:
+        ms: its measured cost, drift taken out where it was measured in turns with the dense network.
+        se: standard error of `ms`; 0 where it is not known.
+    """
+
+    candidate: Candidate
+    ms: float
+    se: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """How good predictions are, each subnet predicted from all others.
+
+    Attributes:
+        mape: mean absolute relative error, 0.05 = 5 %; NaN for fewer than three subnets, as all of these.
+        spearman: rank correlation of predicted and measured.
+        coverage: share of subnets inside their two-sided 90 % interval.
+        subnets: how many distinct ones were measured.
+    """
+
+    mape: float
+    spearman: float
+    coverage: float
+    subnets: int
+
+    def __str__(self) -> str:
+        return (
+            f"off by {self.mape:.1%} on average (leave-one-out over {self.subnets} measured subnets; rank correlation "
+            f"{self.spearman:.3f}; {self.coverage:.0%} inside their {INTERVAL:.0%} interval)"
+        )
+
+
+class LatencyModel:
+    """Predicted cost of the subnets of one network on one runtime at one batch size.
+
+    Args:
+        layers: what each module of the dense network takes, by path, in any unit, where a runtime tells.
+
+    Attributes:
+        dense_ms: of the dense network; predictions there are exactly this.
+        samples: everything learnt from, in order.
+        runtime: what was measured, for people, as `Runtime.describe` says it.
+        quantity, unit: what is predicted.
+        fingerprint: of the device; predictions hold only there.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        dense_ms: float,
+        samples: tuple[Sample, ...] = (),
+        *,
+        layers: Mapping[str, float] | None = None,
+        runtime: str = "",
+        quantity: str = "latency",
+        unit: str = "ms",
+    ) -> None:
+        self.runtime, self.quantity, self.unit = runtime, quantity, unit
+        self.fingerprint = device_fingerprint()
+        self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
+        self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
+        self._units = space.units
+        self._layers = dict(layers or {})
+        self._stepped = [Features(space, step=step, layers=self._layers) for step in STEPS]
+        self._prior = Prior(self._stepped[0].amounts)
+        self.samples: tuple[Sample, ...] = ()
+        for sample in samples:
+            self._check(sample)
+        self.samples = tuple(samples)
+        self._fit()
+
+    @classmethod
+    def measure(
+        cls,
+        space: SearchSpace,
+        stopwatch: Stopwatch,
+        *,
+        subnets: int = 28,
+        seed: int = 0,
+        profile: DeviceProfile | None = None,
+        progress: Progress = NO_PROGRESS,
+    ) -> LatencyModel:
+        """Measure `subnets` informative subnets, all interleaved with the dense network, and fit.
+
+        What the profile of the device holds of this network is not measured again, and what is measured is kept there.
+
+        Raises:
+            UserError: the runtime cannot run one, or the device is too noisy.
+        """
+        batch = batch_size(space.example_inputs)
+        entry = None if profile is None else profile.entry(stopwatch.runtime)
+        known: dict[Candidate, Sample] = {}
+        if entry is not None:
+            stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+            if stale is not None:
+                progress.say(stale)
+                entry.forget(space.fingerprint, batch)
+            elif (network := entry.network(space.fingerprint, batch)) is not None:
+                scale = stopwatch.dense_ms / network.dense.value
+                known = {c: Sample(c, s.ms * scale, s.se * scale) for c, s in network.samples.items()}
+        candidates = [c for c in informative(space, subnets, seed) if c not in known]
+        ratios = {c: ratio for part in batched(candidates) for c, ratio in _race(space, stopwatch, part, progress)}
+        dense_ms = stopwatch.dense_ms
+        measured = [Sample(c, value * dense_ms, se * dense_ms) for c, (value, se) in ratios.items()]
+        if entry is not None and profile is not None:
+            kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
+            entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
+            profile.save()
+        return cls(
+            space,
+            dense_ms,
+            (*known.values(), *measured),
+            layers=stopwatch.layers(),
+            runtime=stopwatch.runtime.describe(),
+        )
+
+    # -- predictions ------------------------------------------------------------------------------------------------
+
+    def predict(self, units: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Kept units [n, G] -> predicted ms [n], and the standard deviation of a new measurement around it [n].
+
+        Exact at the dense network: (`dense_ms`, 0). The deviation grows with the distance from what was measured.
+        """
+        ratio, sd = self._posterior.predict(self._features(units))
+        return np.maximum(ratio, SMALLEST) * self.dense_ms, self._inflation * sd * self.dense_ms
+
+    def cost(self, *, confidence: float = INTERVAL) -> CostModel:
+        """What a budget should reckon with: kept units [n, G] -> ms [n] that a measurement stays below this often.
+
+        The upper end of the one-sided prediction interval; `dense_ms` at the dense network. 0.5 is the prediction
+        itself. Later samples change it.
+
+        Raises:
+            UserError: a confidence outside [0.5, 1).
+        """
+        if not 0.5 <= confidence < 1:
+            raise UserError(f"`0.5 <= confidence < 1` must hold, but got {confidence!r}. Write 90 % as 0.9.")
+        quantile = float(norm.ppf(confidence))
+
+        def upper(units: IntArray) -> FloatArray:
+            ms, sd = self.predict(units)
+            return ms + quantile * sd
+
+        return upper
+
+    def contributions(self, units: IntArray) -> dict[str, FloatArray]:
+        """Predicted ms by path of the module that runs the ops [n]; what does not vary is under "", all add up."""
+        times = self._posterior.times(self._features(units))
+        guess = self._prior.guess
+        parts = {path: self.dense_ms * (times @ (share / guess)) for path, share in self._features.modules.items()}
+        parts[""] = self.predict(units)[0] - sum(parts.values(), np.zeros(len(units))) + parts.get("", 0.0)
+        return parts
+
+    # -- learning ---------------------------------------------------------------------------------------------------
+
+    def learn(self, candidate: Candidate, ms: float, se: float = 0.0) -> None:
+        """Add a sample measured later: a trial, a finalist. Best as its ratio to the dense network times `dense_ms`.
+
+        The same samples in the same order give the same model, bit for bit. Repeats of a candidate are averaged.
+
+        Raises:
+            UserError: not a candidate of this space, or not a positive time.
+        """
+        sample = Sample(tuple(int(level) for level in candidate), float(ms), float(se))
+        self._check(sample)
+        self.samples = (*self.samples, sample)
+        self._fit()
+
+    def _check(self, sample: Sample) -> None:
+        _positive(self.quantity, sample.ms)
+        if not (math.isfinite(sample.se) and sample.se >= 0):
+            raise UserError(f"A standard error is a number of at least 0, but got {sample.se!r}.")
+        levels = np.array(sample.candidate)
+        if levels.shape != self._num_levels.shape or (levels < 0).any() or (levels >= self._num_levels).any():
+            raise UserError(
+                f"A candidate holds one level for each of {len(self._num_levels)} groups, below the group's number of "
+                f"levels, but got {sample.candidate}."
+            )
+
+    def _fit(self) -> None:
+        repeats: dict[Candidate, list[Sample]] = {}
+        for sample in self.samples:
+            if sample.candidate != self._dense:
+                repeats.setdefault(sample.candidate, []).append(sample)
+        ms = np.array([sum(s.ms for s in same) / len(same) for same in repeats.values()])
+        errors = np.array([math.sqrt(sum(s.se**2 for s in same)) / len(same) for same in repeats.values()])
+        units = self._units(list(repeats))
+        posteriors = [fit(f(units), ms / self.dense_ms, errors / self.dense_ms, self._prior) for f in self._stepped]
+        best = max(range(len(STEPS)), key=lambda i: posteriors[i].evidence - (CLEARLY if i else 0.0))
+        self._features, self._posterior = self._stepped[best], posteriors[best]
+        z = (ms / self.dense_ms - self._posterior.left_out) / self._posterior.left_out_sd
+        # intervals are never narrower than the model says, and wider where left-out subnets say so
+        self._inflation = max(1.0, float(np.sqrt(np.mean(z**2)))) if len(z) >= 3 else 1.0
+        self.error = _error(ms / self.dense_ms, self._posterior, self._inflation)
+
+    # -- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "quantity": self.quantity,
+            "unit": self.unit,
+            "runtime": self.runtime,
+            "device": device_info(),
+            "fingerprint": self.fingerprint,
+            "space": self._space_fingerprint,
+            "dense_ms": self.dense_ms,
+            "layers": self._layers,
+            "samples": [asdict(sample) for sample in self.samples],
+        }
+        atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path, space: SearchSpace) -> LatencyModel:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: missing, damaged, of another format or network, or measured on another device.
+        """
+        content: Any = read_json(path)
+        try:
+            if content["format"] != FORMAT:
+                raise UserError(f"{path} has another format than this release writes; measure it again.")
+            if content["space"] != space.fingerprint:
+                raise UserError(f"{path} was made for another network or other levels. Measure it again.")
+            if content["fingerprint"] != device_fingerprint():
+                device = content["device"]
+                raise UserError(
+                    f"{path} was measured on another device ({device['cpu']}, torch {device['torch']}). "
+                    "Measure again on this one."
+                )
+            samples = tuple(Sample(tuple(s["candidate"]), s["ms"], s["se"]) for s in content["samples"])
+            further = {name: content[name] for name in ("layers", "runtime", "quantity", "unit")}
+            return cls(space, content["dense_ms"], samples, **further)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{path} is damaged ({error}); delete it to measure again.") from error
+
+
+def _race(
+    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+) -> Iterator[tuple[Candidate, tuple[float, float]]]:
+    """Ratios of a few subnets to the dense network, with their standard errors."""
+    models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
+    latencies = stopwatch.measure(models, progress=progress)
+    for i, candidate in enumerate(candidates):
+        latency = latencies[str(i)]
+        assert latency.ratio is not None
+        assert latency.ratio_low is not None
+        assert latency.ratio_high is not None
+        yield candidate, (latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96))
+
+
+def batched(candidates: Sequence[Candidate], size: int = TOGETHER) -> Iterator[Sequence[Candidate]]:
+    """Parts that are measured together: all of their networks are in memory at once."""
+    for start in range(0, len(candidates), size):
+        yield candidates[start : start + size]
+
+
+def _positive(what: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(f"The {what} must be a positive number, but got {value!r}.")
+    return value
+
+
+def _error(ratios: FloatArray, posterior: Posterior, inflation: float) -> Error:
+    if len(ratios) < 3:
+        return Error(math.nan, math.nan, math.nan, len(ratios))
+    off = np.abs(posterior.left_out - ratios)
+    inside = off <= norm.ppf(0.5 + INTERVAL / 2) * inflation * posterior.left_out_sd
+    correlation = spearmanr(posterior.left_out, ratios).statistic
+    return Error(float((off / ratios).mean()), float(correlation), float(inside.mean()), len(ratios))
