@@ -1,4 +1,5 @@
-"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `train`.
+"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `latency`
+and `train`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
@@ -271,14 +272,7 @@ def trace(
     model_arg: options.ModelArg = None,
     data: options.OptionalDataName = None,
     data_root: options.DataRoot = None,
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NxCxHxW",
-            help="Shape of a random input. Default: a sample of --data, else 1xCx224x224.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
+    input_shape: options.InputShape = None,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -292,6 +286,74 @@ def trace(
         data_root=data_root,
         shape=input_shape,
         json=json,
+    )
+
+
+@app.command(epilog="Example: [b]autoprune latency --model torchvision:resnet18 --runtime onnxruntime --out latency.html[/]")
+@guarded
+def latency(
+    model: options.Model,
+    runtime: options.Runtimes = None,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = None,
+    data: options.OptionalDataName = None,
+    data_root: options.DataRoot = None,
+    input_shape: options.InputShape = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a run. Default: 1, or as in --input-shape.", rich_help_panel=options.DATA)
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one run.", rich_help_panel=options.LATENCY)] = 1,
+    cut: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of a group's units to cut; repeatable. Default: 0.1, 0.25 and 0.5.",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = None,
+    align: Annotated[
+        int, typer.Option(help="Channels kept are multiples of this.", rich_help_panel=options.LATENCY)
+    ] = 8,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="About how long to measure cuts on each runtime, the deepest first; the others are predicted.",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = 120.0,
+    accuracy: Annotated[
+        float,
+        typer.Option(
+            help="Measure until latencies are known to this share of themselves.", rich_help_panel=options.LATENCY
+        ),
+    ] = 0.005,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page with charts to write, .html.", show_default=False, rich_help_panel=options.RESULT),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Where does the time go? Latency of a network, share of each layer, and what cuts of each group would save."""
+    from autoprune.cli_latency import print_latency
+    from autoprune.models import ModelSource, parse_model_args
+    from autoprune.progress import RichProgress
+
+    print_latency(
+        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
+        runtime or ["eager"],
+        data=data,
+        data_root=data_root,
+        shape=input_shape,
+        batch=batch,
+        threads=threads,
+        cuts=cut or None,
+        align=align,
+        seconds=seconds,
+        accuracy=accuracy,
+        out=out,
+        json=json,
+        progress=RichProgress(),
     )
 
 

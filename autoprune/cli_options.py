@@ -47,6 +47,14 @@ DataName = Annotated[
 OptionalDataName = Annotated[
     str | None, typer.Option("--data", help=DATA_HELP, rich_help_panel=DATA, show_default=False, metavar="DATA")
 ]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NxCxHxW",
+        help="Shape of a random input. Default: a sample of --data, else 1xCx224x224.",
+        rich_help_panel=DATA,
+    ),
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data sets.", rich_help_panel=DATA)]
 SearchSize = Annotated[
     float | None,
@@ -184,6 +192,16 @@ ErrorRate = Annotated[
 Audit = Annotated[
     float,
     typer.Option(help="Share of cuts without proof that are evaluated all the same.", rich_help_panel=SCORE),
+]
+Runtimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="NAME",
+        help="[b]eager[/] (default), [b]compile[/], [b]onnxruntime[/], [b]openvino[/], or [b]command:SCRIPT[/] of your own; "
+        "with settings: eager:precision=bf16. Repeatable.",
+        rich_help_panel=LATENCY,
+    ),
 ]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]
 LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]

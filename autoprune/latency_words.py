@@ -1,0 +1,89 @@
+"""A latency profile in sentences, the same on the page and in the terminal."""
+
+from __future__ import annotations
+
+from autoprune.latency_profile import LatencyProfile, describe_inputs
+from autoprune.search_spaces.budget import format_cost
+
+CLOCKS = {"cpu": "processor time", "wall": "wall-clock time", "cuda events": "CUDA events", "reported": "as reported"}
+LITTLE = 0.5
+"""A group whose share of the time saved is below this part of its share of the MACs is not worth what it looks like."""
+
+
+def facts(profile: LatencyProfile) -> list[str]:
+    """What was measured, how, and how long it takes."""
+    dense = profile.dense
+    lines = [
+        f"{profile.network} on an input of {describe_inputs(profile.inputs)}: {profile.runtime}, {dense.device}",
+        f"  latency: {dense.short}, {describe_clock(profile)}, {dense.repeats} rounds",
+        f"  throughput: {profile.throughput:.4g} samples/s at batch {dense.batch}",
+        f"  energy: {describe_energy(profile)}",
+    ]
+    if profile.macs is not None and profile.params is not None:
+        lines.append(
+            f"  {format_cost('macs', profile.macs)} MACs, {format_cost('params', profile.params)} parameters, "
+            f"{profile.macs / profile.dense.ms / 1e6:.3g} G MACs/s"
+        )
+    return lines
+
+
+def describe_clock(profile: LatencyProfile) -> str:
+    """What time means here."""
+    return CLOCKS.get(profile.dense.clock, profile.dense.clock)
+
+
+def describe_energy(profile: LatencyProfile) -> str:
+    """``120 mJ a run``, or why there is none."""
+    if profile.dense.energy_mj is None:
+        return f"not measured. {profile.no_energy}".strip()
+    return f"{profile.dense.energy_mj:.3g} mJ a run (RAPL: all packages, with what they take when idle)"
+
+
+def describe_layers(profile: LatencyProfile) -> str:
+    """Kinds of layers, how the parts compare with the whole, and what the runtime fused."""
+    if not profile.layers:
+        return "This runtime cannot tell how long each layer takes."
+    kinds = ", ".join(f"{kind} {share:.1%}" for kind, share in profile.kinds().items())
+    total = sum(layer.ms for layer in profile.layers)
+    text = (
+        f"By kind: {kinds}. The layers sum to {total:.3g} ms under the runtime's own profiler; the whole network takes "
+        f"{profile.dense.ms:.3g} ms without it."
+    )
+    if profile.timeless:
+        counts = ", ".join(f"{count} {kind}" for kind, count in profile.timeless.items())
+        text += f" Without time of their own (fused into a neighbour, or free): {counts}."
+    return text
+
+
+def best_cuts(profile: LatencyProfile) -> list[str]:
+    """Where to cut for latency, and where MACs promise more than time gives."""
+    found = [saving for saving in profile.ranking if saving.deepest and saving.deepest.low_ms > 0]
+    if not found:
+        return ["No cut of a single group saves time that could be told from noise."]
+    first = ", ".join(
+        f"{s.group} ({s.deepest.saved:.1%} of the time for {s.deepest.macs:.1%} of the MACs)"
+        for s in found[:3]
+        if s.deepest
+    )
+    lines = [f"Where to cut for latency: {first}."]
+    poor = [
+        s for s in profile.ranking if s.deepest and s.deepest.macs > 0.01 and s.deepest.saved < LITTLE * s.deepest.macs
+    ]
+    if poor:
+        shown = ", ".join(f"{s.group} ({s.deepest.macs:.1%} → {s.deepest.saved:.1%})" for s in poor[:3] if s.deepest)
+        lines.append(f"MACs promise more than time gives in {len(poor)} of {len(profile.savings)} groups: {shown}.")
+    return lines
+
+
+def notes(profile: LatencyProfile) -> list[str]:
+    """How the savings were found, and how to read them."""
+    measured, total = profile.num_measured
+    lines = [
+        f"{measured} of {total} cuts measured as whole subnets in turn with the dense network"
+        + (f"; those with ~ are predicted ({profile.predictor})." if measured < total else ".")
+    ]
+    lines.append(
+        "± is half the 95 % interval; a cut whose interval holds 0 is dim. – : no level of the group is near this cut. "
+        "Savings of several groups do not simply add up."
+    )
+    return lines
