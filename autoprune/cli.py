@@ -289,7 +289,9 @@ def trace(
     )
 
 
-@app.command(epilog="Example: [b]autoprune latency --model torchvision:resnet18 --runtime onnxruntime --out latency.html[/]")
+@app.command(
+    epilog="Example: [b]autoprune latency --model torchvision:resnet18 --runtime onnxruntime --out page.html[/]"
+)
 @guarded
 def latency(
     model: options.Model,
@@ -300,7 +302,8 @@ def latency(
     data_root: options.DataRoot = None,
     input_shape: options.InputShape = None,
     batch: Annotated[
-        int | None, typer.Option(help="Samples a run. Default: 1, or as in --input-shape.", rich_help_panel=options.DATA)
+        int | None,
+        typer.Option(help="Samples a run. Default: as in --input-shape, else 1.", rich_help_panel=options.DATA),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of one run.", rich_help_panel=options.LATENCY)] = 1,
     cut: Annotated[
@@ -347,7 +350,7 @@ def latency(
         shape=input_shape,
         batch=batch,
         threads=threads,
-        cuts=cut or None,
+        cuts=cut or (0.1, 0.25, 0.5),
         align=align,
         seconds=seconds,
         accuracy=accuracy,

@@ -17,7 +17,7 @@ from autoprune.cli_trace import example_of
 from autoprune.latency_profile import Cut, LatencyProfile, Saving
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency
-from autoprune.latency_words import best_cuts, describe_layers, facts, notes
+from autoprune.latency_words import best_cuts, describe_layers, facts, notes, percent, saved_ms
 from autoprune.models import ModelSource
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces.errors import UserError
@@ -120,21 +120,26 @@ def _saving_table(profile: LatencyProfile) -> Table:
     table.add_column("time saved")
     most = max((s.deepest.saved for s in profile.savings if s.deepest), default=0.0) or 1.0
     for saving in profile.ranking:
-        table.add_row(Text(saving.group), str(saving.units), *map(_ms, saving.cuts), *_shares(saving), _bar(saving, most))
+        table.add_row(
+            Text(saving.group),
+            str(saving.units),
+            *(_ms(cut, profile.dense.ms) for cut in saving.cuts),
+            *_shares(saving),
+            _bar(saving, most),
+        )
     return table
 
 
-def _ms(cut: Cut | None) -> Text:
-    """``1.23 ± 0.05``, a predicted one behind ~, dim where it may as well be nothing."""
+def _ms(cut: Cut | None, dense_ms: float) -> Text:
+    """What a cut saves, dim where it may as well be nothing."""
     if cut is None:
         return Text("–", style="dim")
-    text = f"{'' if cut.measured else '~'}{cut.saved_ms:.2f} ± {(cut.high_ms - cut.low_ms) / 2:.2f}"
-    return Text(text, style="" if cut.certain else "dim")
+    return Text(saved_ms(cut, dense_ms), style="" if cut.certain else "dim")
 
 
 def _shares(saving: Saving) -> list[str]:
     cut = saving.deepest
-    return ["–"] * 3 if cut is None else [f"{share:.1%}" for share in (cut.saved, cut.macs, cut.params)]
+    return ["–"] * 3 if cut is None else [percent(share) for share in (cut.saved, cut.macs, cut.params)]
 
 
 def _bar(saving: Saving, most: float) -> Text:

@@ -198,8 +198,8 @@ Runtimes = Annotated[
     typer.Option(
         "--runtime",
         metavar="NAME",
-        help="[b]eager[/] (default), [b]compile[/], [b]onnxruntime[/], [b]openvino[/], or [b]command:SCRIPT[/] of your own; "
-        "with settings: eager:precision=bf16. Repeatable.",
+        help="[b]eager[/] (default), [b]compile[/], [b]onnxruntime[/], [b]openvino[/], or [b]command:SCRIPT[/] of your "
+        "own; with settings: eager:precision=bf16. Repeatable.",
         rich_help_panel=LATENCY,
     ),
 ]

@@ -64,7 +64,7 @@ class Cut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Saving:
-    """What cuts of one group save; `cuts` has an entry for each of `LatencyProfile.cuts`, None where no level is near."""
+    """What cuts of one group save: one for each of `LatencyProfile.cuts`, None where no level is near it."""
 
     group: str
     units: int
@@ -159,7 +159,9 @@ def layers_of(times: Mapping[str, float], model: nn.Module) -> tuple[tuple[Layer
     kinds = {path: type(module).__name__ for path, module in model.named_modules()}
     total = sum(times.values()) or 1.0
     found = [
-        Layer(module=path, kind=kinds.get(path, "other"), ms=ms, share=ms / total) for path, ms in times.items() if ms > 0
+        Layer(module=path, kind=kinds.get(path, "other"), ms=ms, share=ms / total)
+        for path, ms in times.items()
+        if ms > 0
     ]
     timed = {layer.module for layer in found}
     leaves = [path for path, module in model.named_modules() if next(module.children(), None) is None]

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from autoprune.files import atomic_write
 from autoprune.latency_profile import Cut, LatencyProfile, Saving, describe_inputs
-from autoprune.latency_words import best_cuts, describe_clock, describe_energy, describe_layers, notes
+from autoprune.latency_words import best_cuts, describe_clock, describe_layers, notes, percent, saved_ms
 from autoprune.report_charts import style
 from autoprune.report_page import card, page, section
 from autoprune.report_sections import figures_section
@@ -77,7 +77,7 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
     yield card("latency", None, dense.short, f"{describe_clock(profile)}, batch {dense.batch}, {threads}")
     yield card("throughput", None, f"{profile.throughput:.4g} /s", f"samples at batch {dense.batch}")
     if dense.energy_mj is None:
-        yield card("energy", None, "–", describe_energy(profile))
+        yield card("energy", None, "–", "no counter to read: see the last line")
     else:
         yield card("energy", None, f"{dense.energy_mj:.3g} mJ", "a run, the whole processor (RAPL)")
     best = next((saving for saving in profile.ranking if saving.deepest), None)
@@ -217,36 +217,33 @@ def _rows(figure: go.Figure, names: Sequence[str], title: str, *, top: int = 12)
 def _hover(name: str, cut: Cut) -> str:
     how = "measured" if cut.measured else "predicted"
     return (
-        f"{name}: {cut.kept} units kept<br>time −{cut.saved:.1%}: {cut.saved_ms:.3g} ms ± {_half(cut):.2g}, {how}"
-        f"<br>MACs −{cut.macs:.1%}, parameters −{cut.params:.1%}"
+        f"{name}: {cut.kept} units kept<br>saves {cut.saved_ms:.3g} ± {_half(cut):.2g} ms, {how}<br>that is "
+        f"{percent(cut.saved)} of the time, {percent(cut.macs)} of the MACs, {percent(cut.params)} of the parameters"
     )
 
 
 def saving_table(profile: LatencyProfile) -> str:
-    """One row a group in the order of `ranking`: for each cut the units kept, and the time, MACs and parameters saved."""
+    """One row a group, as ranked: for each cut the units kept, and the time, MACs and parameters saved."""
     heads = "".join(f'<th colspan="3">{cut:.0%} cut</th>' for cut in profile.cuts)
     columns = "<th>kept</th><th>saved ms<br>share</th><th>MACs<br>params</th>" * len(profile.cuts)
-    rows = "".join(_row(number, saving) for number, saving in enumerate(profile.ranking, 1))
+    rows = "".join(_row(number, saving, profile.dense.ms) for number, saving in enumerate(profile.ranking, 1))
     return (
         f'<div class="scroll"><table class="figures-table"><thead><tr class="groups"><th colspan="2"></th>{heads}</tr>'
         f"<tr><th>group</th><th>units</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(number: int, saving: Saving) -> str:
-    cells = "".join("<td>–</td>" * 3 if cut is None else _cells(cut) for cut in saving.cuts)
-    return (
-        f'<tr><th scope="row"><small>{number}</small> {html.escape(saving.group)}</th><td>{saving.units}</td>{cells}</tr>'
-    )
+def _row(number: int, saving: Saving, dense_ms: float) -> str:
+    cells = "".join("<td>–</td>" * 3 if cut is None else _cells(cut, dense_ms) for cut in saving.cuts)
+    name = f"<small>{number}</small> {html.escape(saving.group)}"
+    return f'<tr><th scope="row">{name}</th><td>{saving.units}</td>{cells}</tr>'
 
 
-def _cells(cut: Cut) -> str:
+def _cells(cut: Cut, dense_ms: float) -> str:
     kind = "" if cut.certain else ' class="unsure"'
-    mark = "" if cut.measured else "~"
-    return (
-        f"<td>{cut.kept}</td><td{kind}>{mark}{cut.saved_ms:.2f} ± {_half(cut):.2f}<br><small>{cut.saved:.1%}</small></td>"
-        f"<td>{cut.macs:.1%}<br><small>{cut.params:.1%}</small></td>"
-    )
+    saved = f"{saved_ms(cut, dense_ms)}<br><small>{percent(cut.saved)}</small>"
+    costs = f"{percent(cut.macs)}<br><small>{percent(cut.params)}</small>"
+    return f"<td>{cut.kept}</td><td{kind}>{saved}</td><td>{costs}</td>"
 
 
 def _half(cut: Cut) -> float:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from autoprune.energy import EnergyMeter
+from autoprune.export_graph import as_inputs
 from autoprune.latency import LatencyModel
 from autoprune.latency_profile import Cut, LatencyProfile, Saving, describe_inputs, layers_of
 from autoprune.measure import Latency, Stopwatch
@@ -24,7 +25,6 @@ from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import Candidate, SearchSpace, UserError, trace
-from autoprune.search_spaces.space import split_inputs
 from autoprune.search_spaces.tracer import tensors
 
 CUTS = (0.1, 0.25, 0.5)
@@ -124,7 +124,7 @@ def _savings(
     predictor = ""
     if missing:
         latency_model = LatencyModel.measure(space, stopwatch, subnets=MODEL_SUBNETS, seed=0, progress=progress)
-        for candidate, latency in measured.items():
+        for candidate in measured:
             ratio, low, high = ratios[candidate]
             latency_model.learn(candidate, ratio * dense_ms, (high - low) / (2 * _Z) * dense_ms)
         ms, sd = latency_model.predict(space.units(missing))
@@ -184,9 +184,10 @@ def _measure(
 
 def _ratio(latency: Latency) -> tuple[float, float, float]:
     """Latency / that of the dense network beside it, and its 95 % interval."""
-    ratio = latency.ratio, latency.ratio_low, latency.ratio_high
-    assert ratio[0] is not None and ratio[1] is not None and ratio[2] is not None  # the dense network always runs too
-    return ratio[0], ratio[1], ratio[2]
+    ratio, low, high = latency.ratio, latency.ratio_low, latency.ratio_high
+    if ratio is None or low is None or high is None:
+        raise AssertionError("a stopwatch compares every network with the dense one")
+    return ratio, low, high
 
 
 def _traced(model: nn.Module, inputs: Any, align: int) -> tuple[SearchSpace | None, str]:
@@ -209,15 +210,15 @@ def _energy_meter() -> tuple[EnergyMeter | None, str]:
 
 def _check_runs(model: nn.Module, inputs: Any) -> None:
     """Raise a UserError where the model does not run: each runtime and the tracer would say so in its own way."""
-    args, kwargs = split_inputs(inputs)
+    args, kwargs = as_inputs(inputs)
     try:
         with evaluation_mode(model), torch.inference_mode():
             model(*args, **kwargs)
     except Exception as error:  # whatever the user's model raises
         shapes = describe_inputs([tensor.shape for tensor in tensors(inputs)])
         raise UserError(
-            f"{type(model).__name__} does not run on an input of {shapes}: {type(error).__name__}: {error}. Give inputs "
-            "that fit it: --input-shape or --data."
+            f"{type(model).__name__} does not run on an input of {shapes}: {type(error).__name__}: {error}. "
+            "Give inputs that fit it (--input-shape, --data)."
         ) from error
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from autoprune.latency_profile import LatencyProfile, describe_inputs
+import math
+
+from autoprune.latency_profile import Cut, LatencyProfile, describe_inputs
 from autoprune.search_spaces.budget import format_cost
 
 CLOCKS = {"cpu": "processor time", "wall": "wall-clock time", "cuda events": "CUDA events", "reported": "as reported"}
@@ -55,13 +57,25 @@ def describe_layers(profile: LatencyProfile) -> str:
     return text
 
 
+def saved_ms(cut: Cut, dense_ms: float) -> str:
+    """``1.23 ± 0.05``, to a thousandth of the dense latency or a little finer; ~ where it is predicted."""
+    decimals = min(max(3 - math.floor(math.log10(dense_ms)), 0), 6)
+    half = (cut.high_ms - cut.low_ms) / 2
+    return f"{'' if cut.measured else '~'}{cut.saved_ms:.{decimals}f} ± {half:.{decimals}f}"
+
+
+def percent(share: float) -> str:
+    """``12.3%``; no minus before zero."""
+    return f"{round(share, 3) + 0.0:.1%}"
+
+
 def best_cuts(profile: LatencyProfile) -> list[str]:
     """Where to cut for latency, and where MACs promise more than time gives."""
     found = [saving for saving in profile.ranking if saving.deepest and saving.deepest.low_ms > 0]
     if not found:
         return ["No cut of a single group saves time that could be told from noise."]
     first = ", ".join(
-        f"{s.group} ({s.deepest.saved:.1%} of the time for {s.deepest.macs:.1%} of the MACs)"
+        f"{s.group} ({percent(s.deepest.saved)} of the time for {percent(s.deepest.macs)} of the MACs)"
         for s in found[:3]
         if s.deepest
     )
@@ -70,7 +84,9 @@ def best_cuts(profile: LatencyProfile) -> list[str]:
         s for s in profile.ranking if s.deepest and s.deepest.macs > 0.01 and s.deepest.saved < LITTLE * s.deepest.macs
     ]
     if poor:
-        shown = ", ".join(f"{s.group} ({s.deepest.macs:.1%} → {s.deepest.saved:.1%})" for s in poor[:3] if s.deepest)
+        shown = ", ".join(
+            f"{s.group} ({percent(s.deepest.macs)} → {percent(s.deepest.saved)})" for s in poor[:3] if s.deepest
+        )
         lines.append(f"MACs promise more than time gives in {len(poor)} of {len(profile.savings)} groups: {shown}.")
     return lines
 

@@ -66,8 +66,8 @@ details[open] summary { margin-bottom: 8px; }
 .pairs td { padding: 3px 0; overflow-wrap: anywhere; }
 /* Plotly writes its colours into the elements; these win, and follow the scheme. */
 .js-plotly-plot .main-svg .xtitle, .js-plotly-plot .main-svg .ytitle, .js-plotly-plot .main-svg .legendtext,
-.js-plotly-plot .main-svg .annotation-text, .js-plotly-plot .xtick text, .js-plotly-plot .ytick text, .js-plotly-plot .x2tick text,
-.js-plotly-plot .main-svg .x2title, .js-plotly-plot .main-svg .bartext
+.js-plotly-plot .main-svg .annotation-text, .js-plotly-plot .xtick text, .js-plotly-plot .ytick text,
+.js-plotly-plot .x2tick text, .js-plotly-plot .main-svg .x2title, .js-plotly-plot .main-svg .bartext
   { fill: var(--soft) !important; }
 .js-plotly-plot .gridlayer path { stroke: var(--grid) !important; }
 @media print { .scroll.tall { max-height: none; } section { break-inside: avoid; } }
