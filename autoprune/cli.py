@@ -314,9 +314,7 @@ def latency(
             rich_help_panel=options.LATENCY,
         ),
     ] = None,
-    align: Annotated[
-        int, typer.Option(help="Channels kept are multiples of this.", rich_help_panel=options.LATENCY)
-    ] = 8,
+    align: options.TraceAlign = 8,
     seconds: Annotated[
         float,
         typer.Option(
@@ -330,6 +328,14 @@ def latency(
             help="Measure until latencies are known to this share of themselves.", rich_help_panel=options.LATENCY
         ),
     ] = 0.005,
+    device_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of what is known of devices: what is in it is not measured again, what is new is added.",
+            show_default=False,
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="Page with charts to write, .html.", show_default=False, rich_help_panel=options.RESULT),
@@ -354,6 +360,7 @@ def latency(
         align=align,
         seconds=seconds,
         accuracy=accuracy,
+        device_profile=device_profile,
         out=out,
         json=json,
         progress=RichProgress(),

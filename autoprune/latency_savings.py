@@ -1,0 +1,203 @@
+"""What cuts of single groups save: whole subnets are timed in turn with the dense network, the deepest cuts first.
+
+Where time does not suffice for all, a `LatencyModel` that knows the measured ones predicts the others. A device profile
+keeps what was measured, and the next call goes on from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from autoprune.device_profile import Entry, KeptSample
+from autoprune.latency import LatencyModel, Sample
+from autoprune.latency_profile import Cut, Saving
+from autoprune.measure import Latency, Stopwatch
+from autoprune.progress import Progress
+from autoprune.search_spaces import Candidate, SearchSpace, UserError
+
+TOGETHER = 8
+"""Subnets that are timed in turn with each other and the dense network: more would hold too much memory."""
+MODEL_SUBNETS = 15
+"""Whole subnets, next to the measured cuts, from which the cuts that were not measured are predicted."""
+_Z = 1.96
+
+
+class Ratio(NamedTuple):
+    """Latency of a subnet / that of the dense network, and the standard error of that."""
+
+    value: float
+    error: float
+
+    @classmethod
+    def of(cls, latency: Latency) -> Ratio:
+        """The paired ratio that was measured."""
+        value, low, high = latency.ratio, latency.ratio_low, latency.ratio_high
+        if value is None or low is None or high is None:
+            raise AssertionError("a stopwatch compares every network with the dense one")
+        return cls(value, (high - low) / (2 * _Z))
+
+
+Table = list[list[Candidate | None]]
+"""For each group and each cut the subnet, None where the group has no level near the cut."""
+
+
+def cut_table(space: SearchSpace, cuts: Sequence[float]) -> Table:
+    """The subnets with one group alone cut, to the level nearest to each cut."""
+    table: Table = []
+    for index, group in enumerate(space.groups):
+        row: list[Candidate | None] = []
+        for cut in cuts:
+            level = int(np.argmin(np.abs(np.array(group.levels) - (1 - cut) * group.num_units)))
+            whole = level == len(group.levels) - 1
+            row.append(None if whole else (*space.dense[:index], level, *space.dense[index + 1 :]))
+        table.append(row)
+    return table
+
+
+def find_savings(
+    space: SearchSpace,
+    stopwatch: Stopwatch,
+    cuts: Sequence[float],
+    *,
+    batch: int,
+    seconds: float,
+    entry: Entry | None,
+    progress: Progress,
+) -> tuple[tuple[Saving, ...], str]:
+    """What the cuts save, and what predicted those that were not measured ("" where all were).
+
+    Args:
+        cuts: shares of the units of a group, ascending.
+        seconds: about how long to measure cuts; what predicts the others takes its own time.
+        entry: what a device profile knows of this runtime; what is measured is added.
+    """
+    table = cut_table(space, cuts)
+    deepest_first = [row[column] for column in reversed(range(len(cuts))) for row in table]
+    wanted = list(dict.fromkeys(candidate for candidate in deepest_first if candidate is not None))
+    known = _recall(space, stopwatch, batch, entry, progress)
+    new = _measure(space, stopwatch, [c for c in wanted if c not in known], seconds, progress)
+    measured = {**known, **new}
+    missing = [candidate for candidate in wanted if candidate not in measured]
+    predicted: dict[Candidate, Ratio] = {}
+    predictor = ""
+    if missing:
+        model = _model(space, stopwatch, measured, len(measured.keys() - set(wanted)), progress)
+        new.update({s.candidate: Ratio(s.ms / model.dense_ms, s.se / model.dense_ms) for s in model.samples})
+        ms, sd = model.predict(space.units(missing))
+        values = zip(missing, (ms / model.dense_ms).tolist(), (sd / model.dense_ms).tolist(), strict=True)
+        predicted = {candidate: Ratio(value, error) for candidate, value, error in values}
+        predictor = str(model.error)
+    if entry is not None:
+        kept = (KeptSample(c, r.value * stopwatch.dense_ms, r.error * stopwatch.dense_ms) for c, r in new.items())
+        entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
+    cuts_measured = {candidate: measured[candidate] for candidate in wanted if candidate in measured}
+    return _savings(space, table, cuts_measured, predicted, stopwatch.dense_ms), predictor
+
+
+def _recall(
+    space: SearchSpace, stopwatch: Stopwatch, batch: int, entry: Entry | None, progress: Progress
+) -> dict[Candidate, Ratio]:
+    """Subnets that the device profile knows, unless the machine has changed since."""
+    if entry is None:
+        return {}
+    stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+    if stale is not None:
+        progress.say(stale)
+        entry.forget(space.fingerprint, batch)
+    network = entry.network(space.fingerprint, batch)
+    if network is None:
+        return {}
+    dense = network.dense.value
+    return {candidate: Ratio(kept.ms / dense, kept.se / dense) for candidate, kept in network.samples.items()}
+
+
+def _measure(
+    space: SearchSpace, stopwatch: Stopwatch, wanted: Sequence[Candidate], seconds: float, progress: Progress
+) -> dict[Candidate, Ratio]:
+    """Time subnets, a few together, for as long as the next ones are likely to be done within `seconds`."""
+    found: dict[Candidate, Ratio] = {}
+    start, slowest = time.monotonic(), 0.0
+    with progress.task("Measuring cuts", total=len(wanted), unit="subnets") as task:
+        for first in range(0, len(wanted), TOGETHER):
+            before = time.monotonic()
+            if seconds <= 0 or before + slowest > start + seconds:
+                break
+            block = wanted[first : first + TOGETHER]
+            latencies = _timed(space, stopwatch, block)
+            found.update({c: Ratio.of(latencies[_name(space, c)]) for c in block})
+            slowest = max(slowest, time.monotonic() - before)
+            task.advance(len(block))
+    return found
+
+
+def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate]) -> dict[str, Latency]:
+    """Time a few subnets; a second time where another program came in between."""
+    models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
+    try:
+        return stopwatch.measure(models)
+    except UserError:
+        return stopwatch.measure(models)
+
+
+def _name(space: SearchSpace, candidate: Candidate) -> str:
+    """What a message calls a subnet in which one group is cut: ``layer1.0.conv1: 32 of 64``."""
+    group, level = next(
+        (g, level) for g, level, whole in zip(space.groups, candidate, space.dense, strict=True) if level != whole
+    )
+    return f"{group.name}: {group.levels[level]} of {group.num_units}"
+
+
+def _model(
+    space: SearchSpace, stopwatch: Stopwatch, measured: Mapping[Candidate, Ratio], others: int, progress: Progress
+) -> LatencyModel:
+    """Learn from everything measured; `others` of them are no single cuts, which the model needs some of, too."""
+    dense_ms = stopwatch.dense_ms
+    if others >= MODEL_SUBNETS:
+        samples = tuple(Sample(c, r.value * dense_ms, r.error * dense_ms) for c, r in measured.items())
+        return LatencyModel(space, dense_ms, samples, runtime=stopwatch.runtime.describe())
+    model = LatencyModel.measure(space, stopwatch, subnets=MODEL_SUBNETS, seed=0, progress=progress)
+    for candidate, ratio in measured.items():
+        model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
+    return model
+
+
+def _savings(
+    space: SearchSpace,
+    table: Table,
+    measured: Mapping[Candidate, Ratio],
+    predicted: Mapping[Candidate, Ratio],
+    dense_ms: float,
+) -> tuple[Saving, ...]:
+    """Ratios as savings, with the MACs and parameters that go with them."""
+    ratios = {**measured, **predicted}
+    macs, params = (
+        dict(zip(ratios, (1 - space.cost(name, list(ratios)) / space.cost(name, [space.dense])).tolist(), strict=True))
+        for name in ("macs", "params")
+    )
+
+    def cut(group: int, candidate: Candidate) -> Cut:
+        ratio = ratios[candidate]
+        saved_ms, half_ms = (1 - ratio.value) * dense_ms, _Z * ratio.error * dense_ms
+        return Cut(
+            kept=space.groups[group].levels[candidate[group]],
+            saved_ms=saved_ms,
+            low_ms=saved_ms - half_ms,
+            high_ms=saved_ms + half_ms,
+            saved=1 - ratio.value,
+            macs=macs[candidate],
+            params=params[candidate],
+            measured=candidate in measured,
+        )
+
+    return tuple(
+        Saving(
+            group=group.name,
+            units=group.num_units,
+            cuts=tuple(None if candidate is None else cut(index, candidate) for candidate in row),
+        )
+        for index, (group, row) in enumerate(zip(space.groups, table, strict=True))
+    )
