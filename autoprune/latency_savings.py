@@ -23,6 +23,7 @@ TOGETHER = 8
 """Subnets that are timed in turn with each other and the dense network: more would hold too much memory."""
 MODEL_SUBNETS = 15
 """Whole subnets, next to the measured cuts, from which the cuts that were not measured are predicted."""
+CONTENT = 4.0
 _Z = 1.96
 
 
@@ -65,6 +66,7 @@ def find_savings(
     *,
     batch: int,
     seconds: float,
+    accuracy: float,
     entry: Entry | None,
     progress: Progress,
 ) -> tuple[tuple[Saving, ...], str]:
@@ -72,6 +74,7 @@ def find_savings(
 
     Args:
         cuts: shares of the units of a group, ascending.
+        accuracy: half-width of the interval of a ratio at which measuring stops.
         seconds: about how long to measure cuts; what predicts the others takes its own time.
         entry: what a device profile knows of this runtime; what is measured is added.
     """
@@ -79,7 +82,7 @@ def find_savings(
     deepest_first = [row[column] for column in reversed(range(len(cuts))) for row in table]
     wanted = list(dict.fromkeys(candidate for candidate in deepest_first if candidate is not None))
     known = _recall(space, stopwatch, batch, entry, progress)
-    new = _measure(space, stopwatch, [c for c in wanted if c not in known], seconds, progress)
+    new = _measure(space, stopwatch, [c for c in wanted if c not in known], seconds, accuracy, progress)
     measured = {**known, **new}
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
@@ -116,7 +119,12 @@ def _recall(
 
 
 def _measure(
-    space: SearchSpace, stopwatch: Stopwatch, wanted: Sequence[Candidate], seconds: float, progress: Progress
+    space: SearchSpace,
+    stopwatch: Stopwatch,
+    wanted: Sequence[Candidate],
+    seconds: float,
+    accuracy: float,
+    progress: Progress,
 ) -> dict[Candidate, Ratio]:
     """Time subnets, a few together, for as long as the next ones are likely to be done within `seconds`."""
     found: dict[Candidate, Ratio] = {}
@@ -127,20 +135,20 @@ def _measure(
             if seconds <= 0 or before + slowest > start + seconds:
                 break
             block = wanted[first : first + TOGETHER]
-            latencies = _timed(space, stopwatch, block)
+            latencies = _timed(space, stopwatch, block, accuracy)
             found.update({c: Ratio.of(latencies[_name(space, c)]) for c in block})
             slowest = max(slowest, time.monotonic() - before)
             task.advance(len(block))
     return found
 
 
-def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate]) -> dict[str, Latency]:
-    """Time a few subnets; a second time where another program came in between."""
+def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate], accuracy: float) -> dict[str, Latency]:
+    """Time a few subnets; where that was too noisy, again, and content with intervals `CONTENT` times as wide."""
     models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
     try:
         return stopwatch.measure(models)
     except UserError:
-        return stopwatch.measure(models)
+        return stopwatch.measure(models, accuracy=CONTENT * accuracy)
 
 
 def _name(space: SearchSpace, candidate: Candidate) -> str:

@@ -80,6 +80,7 @@ def profile_latency(
                 cuts,
                 batch=dense.batch,
                 seconds=seconds,
+                accuracy=accuracy,
                 entry=None if device is None else device.entry(runtime),
                 progress=progress,
             )
