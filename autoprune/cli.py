@@ -314,7 +314,13 @@ def latency(
             rich_help_panel=options.LATENCY,
         ),
     ] = None,
-    align: options.TraceAlign = 8,
+    align: Annotated[
+        int,
+        typer.Option(
+            help="Channels are kept in multiples of this where a layer is wide enough: 1, 8, 16 ...",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = 8,
     seconds: Annotated[
         float,
         typer.Option(

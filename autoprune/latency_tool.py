@@ -16,7 +16,7 @@ from torch import nn
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
-from autoprune.latency_profile import LatencyProfile, describe_inputs, layers_of
+from autoprune.latency_profile import LatencyProfile, Saving, describe_inputs, layers_of
 from autoprune.latency_savings import find_savings
 from autoprune.measure import Stopwatch
 from autoprune.progress import NO_PROGRESS, Progress
@@ -72,7 +72,8 @@ def profile_latency(
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
         dense = stopwatch.measure({}, progress=progress)["dense"]
         layers, timeless = layers_of(stopwatch.layers() or {}, model)
-        savings, predictor = (), ""
+        savings: tuple[Saving, ...] = ()
+        predictor = ""
         if space is not None:
             savings, predictor = find_savings(
                 space,

@@ -80,6 +80,15 @@ def best_cuts(profile: LatencyProfile) -> list[str]:
         if s.deepest
     )
     lines = [f"Where to cut for latency: {first}."]
+    slower = sorted(
+        ((cut, s) for s in profile.savings for cut in s.cuts if cut is not None and cut.high_ms < 0),
+        key=lambda item: item[0].saved_ms,
+    )
+    if slower:
+        shown = ", ".join(f"{s.group} to {cut.kept} of {s.units} ({-cut.saved_ms:.2g} ms)" for cut, s in slower[:3])
+        lines.append(
+            f"{_cuts(len(slower))} the network slower: {shown}. Widths in larger steps (--align) may avoid that."
+        )
     poor = [
         s for s in profile.ranking if s.deepest and s.deepest.macs > 0.01 and s.deepest.saved < LITTLE * s.deepest.macs
     ]
@@ -89,6 +98,10 @@ def best_cuts(profile: LatencyProfile) -> list[str]:
         )
         lines.append(f"MACs promise more than time gives in {len(poor)} of {len(profile.savings)} groups: {shown}.")
     return lines
+
+
+def _cuts(count: int) -> str:
+    return "1 cut makes" if count == 1 else f"{count} cuts make"
 
 
 def notes(profile: LatencyProfile) -> list[str]:

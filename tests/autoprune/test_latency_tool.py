@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +21,10 @@ from autoprune.cli_latency import bar
 from autoprune.latency_profile import LatencyProfile
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency
+from autoprune.latency_words import best_cuts
+from autoprune.measure import Stopwatch
 from autoprune.runtimes import Runnable, Runtime, Session, Times
-from autoprune.search_spaces import UserError
+from autoprune.search_spaces import UserError, trace
 from tests.autoprune.test_report import EVIL
 
 OVERHEAD = 1.0
@@ -78,8 +81,20 @@ def profile(runtime: Runtime | None = None, **settings: Any) -> LatencyProfile:
     return profile_latency(net(), IMAGE, runtime=runtime or KnownRuntime(), **settings)
 
 
+@cache
+def measured() -> LatencyProfile:
+    """All cuts are measured."""
+    return profile()
+
+
+@cache
+def predicted() -> LatencyProfile:
+    """No cut is."""
+    return profile(seconds=0)
+
+
 def test_shares_and_savings_are_those_of_the_device() -> None:
-    found = profile()
+    found = measured()
     assert found.dense.ms == pytest.approx(DENSE_MS)
     assert found.throughput == pytest.approx(2e3 / DENSE_MS)
     work = DENSE_MS - OVERHEAD
@@ -97,7 +112,7 @@ def test_shares_and_savings_are_those_of_the_device() -> None:
 
 
 def test_macs_and_parameters_saved_are_counted_by_hand() -> None:
-    cut = profile().savings[1].deepest
+    cut = measured().savings[1].deepest
     assert cut is not None
     weights = 3 * 64 + 64 * 32 + 32 * 10
     assert cut.macs == pytest.approx((64 * 16 + 16 * 10) / weights)
@@ -106,14 +121,14 @@ def test_macs_and_parameters_saved_are_counted_by_hand() -> None:
 
 def test_groups_are_ranked_by_time_and_not_by_macs() -> None:
     """Half of group 0 saves 47 % of the MACs and 24 % of the time, half of group 1 46 % and 6 %."""
-    found = profile()
+    found = measured()
     assert [saving.group for saving in found.ranking] == ["0", "1"]
     cuts = [saving.deepest for saving in found.ranking]
     assert [cut and cut.saved for cut in cuts] == pytest.approx([0.64 / DENSE_MS, 0.16 / DENSE_MS])
 
 
 def test_cuts_that_were_not_measured_are_predicted_with_an_interval() -> None:
-    found = profile(seconds=0)
+    found = predicted()
     assert found.num_measured == (0, 6)
     assert "off by" in found.predictor
     for saving in found.savings:
@@ -127,7 +142,7 @@ def test_the_deepest_cuts_are_measured_first_until_time_is_up(monkeypatch: pytes
     """Each block of two takes 10 s: within 25 s there are two, and the third would end after 30."""
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(latency_savings, "TOGETHER", 2)
-    monkeypatch.setattr(latency_savings.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("autoprune.latency_savings.time.monotonic", lambda: float(next(clock)))
     found = profile(seconds=25, cuts=(0.25, 0.5, 0.75))
     measured = [[cut.measured for cut in saving.cuts if cut] for saving in found.savings]
     assert measured == [[False, True, True], [False, True, True]]
@@ -150,6 +165,44 @@ def test_a_device_profile_of_a_slower_machine_is_not_used(tmp_path: Path) -> Non
     cut = found.savings[0].deepest
     assert cut is not None
     assert cut.saved_ms == pytest.approx(0.5 * 0.64)
+
+
+def test_cuts_that_make_the_network_slower_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that pays 1 ms for widths beside multiples of 16, cutting group 0 from 64 to 56 costs 0.84 ms."""
+    law = Known.layers
+    monkeypatch.setattr(
+        Known,
+        "layers",
+        lambda self: {**law(self), "pad": float(any(w % 16 for n, w in self.widths.items() if n != "2"))},
+    )
+    found = profile(cuts=(0.125, 0.5))
+    (cut, _), (other, _) = (saving.cuts for saving in found.savings)
+    assert cut is not None
+    assert cut.saved_ms == pytest.approx(0.02 * 8 - 1)
+    assert other is not None
+    assert other.kept == 28
+    text = " ".join(best_cuts(found))
+    assert "2 cuts make the network slower: 1 to 28 of 32 (0.96 ms), 0 to 56 of 64 (0.84 ms)." in text
+    assert [saving.group for saving in found.ranking] == ["0", "1"], "by the deepest cut, which is in step"
+
+
+def test_a_disturbed_block_is_measured_again_before_the_machine_is_called_noisy() -> None:
+    """The second of the two measurements is content with intervals four times as wide."""
+    space = trace(net(), IMAGE)
+    block = [space.candidate({"0": 0.5})]
+    asked: list[float | None] = []
+
+    class Disturbed(Stopwatch):
+        def measure(self, models: Mapping[str, nn.Module], *, accuracy: float | None = None, **rest: Any) -> Any:
+            asked.append(accuracy)
+            if len(asked) == 1:
+                raise UserError("The machine is too noisy.")
+            return super().measure(models, accuracy=accuracy, **rest)
+
+    with Disturbed(KnownRuntime(), space.model, IMAGE) as stopwatch:
+        latencies = latency_savings._timed(space, stopwatch, block, 0.01)
+    assert asked == [None, 0.04]
+    assert latencies["0: 32 of 64"].ratio == pytest.approx(1 - 0.64 / DENSE_MS)
 
 
 class Untraceable(nn.Module):
@@ -206,7 +259,7 @@ def test_names_load_from_the_package() -> None:
 
 
 def test_the_page_shows_every_group_and_loads_nothing(tmp_path: Path) -> None:
-    write_latency_report(tmp_path / "page.html", [profile(), profile(seconds=0)])
+    write_latency_report(tmp_path / "page.html", [measured(), predicted()])
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     for words in ("Where the time goes", "known 1.0 fp32, 1 thread", "6 of 6 cuts measured", "0 of 6 cuts measured"):
         assert words in text
@@ -246,7 +299,18 @@ def call(*arguments: str | Path) -> Result:
 def test_command_on_two_runtimes(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     result = call(
-        *NET, *ROUGH, "--input-shape", "1x1x32x32", "--runtime", "eager", "--runtime", "onnxruntime", "--out", page
+        *NET,
+        *ROUGH,
+        "--input-shape",
+        "1x1x32x32",
+        "--runtime",
+        "eager",
+        "--runtime",
+        "onnxruntime",
+        "--cut",
+        "0.5",
+        "--out",
+        page,
     )
     assert result.exit_code == 0, result.output
     for words in ("eager", "onnxruntime", "1x1x32x32", "stages.1.0.conv1", "cuts measured", str(page)):
