@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 
 from autoprune.files import atomic_write
 from autoprune.latency_profile import Cut, LatencyProfile, Saving, describe_inputs
-from autoprune.latency_words import best_cuts, describe_clock, describe_layers, notes, percent, saved_ms
+from autoprune.latency_words import best_cuts, describe_energy, describe_layers, notes, percent, saved_ms
 from autoprune.report_charts import style
 from autoprune.report_page import card, page, section
 from autoprune.report_sections import figures_section
@@ -59,8 +59,9 @@ def _facts(profile: LatencyProfile) -> str:
 
 def _sections(profile: LatencyProfile, index: int) -> Iterator[str]:
     yield f'<h2 class="runtime">{html.escape(profile.runtime)}</h2><div class="cards">{"".join(_cards(profile))}</div>'
-    layers = figures_section([layer_figure(profile)], f"layers-{index}") if profile.layers else " "
-    yield section("Where the time goes", html.escape(describe_layers(profile)), layers)
+    layers = figures_section([layer_figure(profile)], f"layers-{index}") if profile.layers else ""
+    remarks = [*profile.dense.remarks, *([f"Energy: {describe_energy(profile)}"] if profile.no_energy else [])]
+    yield section("Where the time goes", html.escape(describe_layers(profile)), layers + _list(remarks))
     if profile.refusal:
         yield section("What a cut would save", "", f"<p>Nothing can be cut. {html.escape(profile.refusal)}</p>")
         return
@@ -68,16 +69,20 @@ def _sections(profile: LatencyProfile, index: int) -> Iterator[str]:
     caption = " ".join([*best_cuts(profile), *(["Hatched bars are predicted."] if measured < total else [])])
     figure = figures_section([saving_figure(profile)], f"savings-{index}")
     yield section("What a cut of one group saves", html.escape(caption), figure)
-    yield section("In numbers", html.escape(" ".join(notes(profile))), saving_table(profile))
+    yield section("In numbers", "", saving_table(profile) + _list(notes(profile)))
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul class='notes'>" + "".join(f"<li>{html.escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def _cards(profile: LatencyProfile) -> Iterator[str]:
     dense = profile.dense
     threads = "1 thread" if dense.threads == 1 else f"{dense.threads} threads"
-    yield card("latency", None, dense.short, f"{describe_clock(profile)}, batch {dense.batch}, {threads}")
+    yield card("latency", None, dense.short, f"{dense.clock_name}, batch {dense.batch}, {threads}")
     yield card("throughput", None, f"{profile.throughput:.4g} /s", f"samples at batch {dense.batch}")
     if dense.energy_mj is None:
-        yield card("energy", None, "–", "no counter to read: see the last line")
+        yield card("energy", None, "–", "this machine has no counter that can be read")
     else:
         yield card("energy", None, f"{dense.energy_mj:.3g} mJ", "a run, the whole processor (RAPL)")
     best = next((saving for saving in profile.ranking if saving.deepest), None)

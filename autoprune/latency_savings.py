@@ -64,7 +64,7 @@ def find_savings(
     stopwatch: Stopwatch,
     cuts: Sequence[float],
     *,
-    batch: int,
+    dense: Latency,
     seconds: float,
     accuracy: float,
     entry: Entry | None,
@@ -74,11 +74,12 @@ def find_savings(
 
     Args:
         cuts: shares of the units of a group, ascending.
+        dense: latency of the dense network: savings are shares of it.
         accuracy: half-width of the interval of a ratio at which measuring stops.
         seconds: about how long to measure cuts; what predicts the others takes its own time.
         entry: what a device profile knows of this runtime; what is measured is added.
     """
-    table = cut_table(space, cuts)
+    table, batch = cut_table(space, cuts), dense.batch
     deepest_first = [row[column] for column in reversed(range(len(cuts))) for row in table]
     wanted = list(dict.fromkeys(candidate for candidate in deepest_first if candidate is not None))
     known = _recall(space, stopwatch, batch, entry, progress)
@@ -98,7 +99,7 @@ def find_savings(
         kept = (KeptSample(c, r.value * stopwatch.dense_ms, r.error * stopwatch.dense_ms) for c, r in new.items())
         entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
     cuts_measured = {candidate: measured[candidate] for candidate in wanted if candidate in measured}
-    return _savings(space, table, cuts_measured, predicted, stopwatch.dense_ms), predictor
+    return _savings(space, table, cuts_measured, predicted, dense.ms), predictor
 
 
 def _recall(

@@ -26,6 +26,7 @@ from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
 
 CUTS = (0.1, 0.25, 0.5)
+_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 def profile_latency(
@@ -79,7 +80,7 @@ def profile_latency(
                 space,
                 stopwatch,
                 cuts,
-                batch=dense.batch,
+                dense=dense,
                 seconds=seconds,
                 accuracy=accuracy,
                 entry=None if device is None else device.entry(runtime),
@@ -91,7 +92,7 @@ def profile_latency(
     return LatencyProfile(
         network=network or type(model).__name__,
         inputs=tuple(tuple(tensor.shape) for tensor in tensors(inputs)),
-        runtime=runtime.describe(),
+        runtime=_describe(runtime, model),
         dense=dense,
         macs=costs.get("macs"),
         params=costs.get("params"),
@@ -127,6 +128,12 @@ def _traced(model: nn.Module, inputs: Any, align: int) -> tuple[SearchSpace | No
         return None, str(error)
     except Exception as error:  # whatever a model that runs may do to the tracer: its latency is still of use
         return None, f"{type(model).__name__} cannot be traced: {type(error).__name__}: {error}"
+
+
+def _describe(runtime: Runtime, model: nn.Module) -> str:
+    """`Runtime.describe`, with the precision of the weights where the runtime takes that."""
+    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return runtime.describe().replace(" model,", f" {_PRECISIONS.get(weights, str(weights))},", 1)
 
 
 def _energy_meter() -> tuple[EnergyMeter | None, str]:

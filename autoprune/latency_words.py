@@ -7,7 +7,6 @@ import math
 from autoprune.latency_profile import Cut, LatencyProfile, describe_inputs
 from autoprune.search_spaces.budget import format_cost
 
-CLOCKS = {"cpu": "processor time", "wall": "wall-clock time", "cuda events": "CUDA events", "reported": "as reported"}
 LITTLE = 0.5
 """A group whose share of the time saved is below this part of its share of the MACs is not worth what it looks like."""
 
@@ -17,7 +16,7 @@ def facts(profile: LatencyProfile) -> list[str]:
     dense = profile.dense
     lines = [
         f"{profile.network} on an input of {describe_inputs(profile.inputs)}: {profile.runtime}, {dense.device}",
-        f"  latency: {dense.short}, {describe_clock(profile)}, {dense.repeats} rounds",
+        f"  latency: {dense.short}, {dense.clock_name}, {dense.repeats} rounds",
         f"  throughput: {profile.throughput:.4g} samples/s at batch {dense.batch}",
         f"  energy: {describe_energy(profile)}",
     ]
@@ -26,12 +25,7 @@ def facts(profile: LatencyProfile) -> list[str]:
             f"  {format_cost('macs', profile.macs)} MACs, {format_cost('params', profile.params)} parameters, "
             f"{profile.macs / profile.dense.ms / 1e6:.3g} G MACs/s"
         )
-    return lines
-
-
-def describe_clock(profile: LatencyProfile) -> str:
-    """What time means here."""
-    return CLOCKS.get(profile.dense.clock, profile.dense.clock)
+    return [*lines, *(f"  note: {remark}" for remark in dense.remarks)]
 
 
 def describe_energy(profile: LatencyProfile) -> str:
