@@ -85,10 +85,10 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
         yield card("energy", None, "–", "this machine has no counter that can be read")
     else:
         yield card("energy", None, f"{dense.energy_mj:.3g} mJ", "a run, the whole processor (RAPL)")
-    best = next((saving for saving in profile.ranking if saving.deepest), None)
-    if best is not None and best.deepest is not None:
-        cut = f"{profile.cuts[-1]:.0%} of {best.group}"
-        yield card("best single cut", None, f"{best.deepest.saved_ms:+.3g} ms saved".lstrip("+"), cut)
+    for best in profile.ranking[:1]:
+        if best.deepest is not None and best.deepest.low_ms > 0:
+            kept = f"{best.group}: {best.deepest.kept} of {best.units} kept"
+            yield card("best single cut", None, f"{best.deepest.saved_ms:.3g} ms saved", kept)
 
 
 def layer_figure(profile: LatencyProfile) -> go.Figure:
@@ -132,7 +132,7 @@ def saving_figure(profile: LatencyProfile) -> go.Figure:
                 [(name, cut) for name, cut in found if cut.measured == measured],
                 f"{profile.cuts[column]:.0%} of the units",
                 rank=column,
-                color=SHADES[(column - last - 2) % len(SHADES)],
+                color=SHADES[min(column + max(2 - last, 0), len(SHADES) - 1)],
                 with_error=column == last,
             )
     deepest = [(name, saving.deepest) for name, saving in zip(names, ranked, strict=True) if saving.deepest]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from autoprune.device_profile import Entry, KeptSample
-from autoprune.latency import LatencyModel, Sample
+from autoprune.device_profile import DeviceProfile, Entry, KeptSample
+from autoprune.latency import LatencyModel
 from autoprune.latency_profile import Cut, Saving
 from autoprune.measure import Latency, Stopwatch
 from autoprune.progress import Progress
@@ -67,7 +67,7 @@ def find_savings(
     dense: Latency,
     seconds: float,
     accuracy: float,
-    entry: Entry | None,
+    profile: DeviceProfile | None,
     progress: Progress,
 ) -> tuple[tuple[Saving, ...], str]:
     """What the cuts save, and what predicted those that were not measured ("" where all were).
@@ -77,37 +77,43 @@ def find_savings(
         dense: latency of the dense network: savings are shares of it.
         accuracy: half-width of the interval of a ratio at which measuring stops.
         seconds: about how long to measure cuts; what predicts the others takes its own time.
-        entry: what a device profile knows of this runtime; what is measured is added.
+        profile: of the device: subnets in it are not measured again, what is measured is added.
     """
-    table, batch = cut_table(space, cuts), dense.batch
+    table = cut_table(space, cuts)
     deepest_first = [row[column] for column in reversed(range(len(cuts))) for row in table]
     wanted = list(dict.fromkeys(candidate for candidate in deepest_first if candidate is not None))
-    known = _recall(space, stopwatch, batch, entry, progress)
+    entry = None if profile is None else profile.entry(stopwatch.runtime)
+    known = {} if entry is None else _recall(space, stopwatch, dense.batch, entry, progress)
+    measured = {candidate: known[candidate] for candidate in wanted if candidate in known}
     new = _measure(space, stopwatch, [c for c in wanted if c not in known], seconds, accuracy, progress)
-    measured = {**known, **new}
+    measured.update(new)
+    if entry is not None and profile is not None:
+        ms = stopwatch.dense_ms
+        kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in new.items())
+        entry.keep(space.fingerprint, dense.batch, stopwatch.dense, kept)
+        profile.save()
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
     predictor = ""
     if missing:
-        model = _model(space, stopwatch, measured, len(measured.keys() - set(wanted)), progress)
-        new.update({s.candidate: Ratio(s.ms / model.dense_ms, s.se / model.dense_ms) for s in model.samples})
-        ms, sd = model.predict(space.units(missing))
-        values = zip(missing, (ms / model.dense_ms).tolist(), (sd / model.dense_ms).tolist(), strict=True)
+        model = LatencyModel.measure(
+            space, stopwatch, subnets=MODEL_SUBNETS, seed=0, profile=profile, progress=progress
+        )
+        learnt = {sample.candidate for sample in model.samples}
+        for candidate, ratio in measured.items():
+            if candidate not in learnt:
+                model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
+        mean, deviation = (values / model.dense_ms for values in model.predict(space.units(missing)))
+        values = zip(missing, mean.tolist(), deviation.tolist(), strict=True)
         predicted = {candidate: Ratio(value, error) for candidate, value, error in values}
         predictor = str(model.error)
-    if entry is not None:
-        kept = (KeptSample(c, r.value * stopwatch.dense_ms, r.error * stopwatch.dense_ms) for c, r in new.items())
-        entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
-    cuts_measured = {candidate: measured[candidate] for candidate in wanted if candidate in measured}
-    return _savings(space, table, cuts_measured, predicted, dense.ms), predictor
+    return _savings(space, table, measured, predicted, dense.ms), predictor
 
 
 def _recall(
-    space: SearchSpace, stopwatch: Stopwatch, batch: int, entry: Entry | None, progress: Progress
+    space: SearchSpace, stopwatch: Stopwatch, batch: int, entry: Entry, progress: Progress
 ) -> dict[Candidate, Ratio]:
     """Subnets that the device profile knows, unless the machine has changed since."""
-    if entry is None:
-        return {}
     stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
     if stale is not None:
         progress.say(stale)
@@ -158,20 +164,6 @@ def _name(space: SearchSpace, candidate: Candidate) -> str:
         (g, level) for g, level, whole in zip(space.groups, candidate, space.dense, strict=True) if level != whole
     )
     return f"{group.name}: {group.levels[level]} of {group.num_units}"
-
-
-def _model(
-    space: SearchSpace, stopwatch: Stopwatch, measured: Mapping[Candidate, Ratio], others: int, progress: Progress
-) -> LatencyModel:
-    """Learn from everything measured; `others` of them are no single cuts, which the model needs some of, too."""
-    dense_ms = stopwatch.dense_ms
-    if others >= MODEL_SUBNETS:
-        samples = tuple(Sample(c, r.value * dense_ms, r.error * dense_ms) for c, r in measured.items())
-        return LatencyModel(space, dense_ms, samples, runtime=stopwatch.runtime.describe())
-    model = LatencyModel.measure(space, stopwatch, subnets=MODEL_SUBNETS, seed=0, progress=progress)
-    for candidate, ratio in measured.items():
-        model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
-    return model
 
 
 def _savings(

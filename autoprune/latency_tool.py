@@ -83,11 +83,9 @@ def profile_latency(
                 dense=dense,
                 seconds=seconds,
                 accuracy=accuracy,
-                entry=None if device is None else device.entry(runtime),
+                profile=device,
                 progress=progress,
             )
-    if device is not None:
-        device.save()
     costs = {} if space is None else space.cost_dict(space.dense)
     return LatencyProfile(
         network=network or type(model).__name__,

@@ -7,6 +7,8 @@ import math
 from autoprune.latency_profile import Cut, LatencyProfile, describe_inputs
 from autoprune.search_spaces.budget import format_cost
 
+SHOWN = 3
+"""Groups that a sentence names."""
 LITTLE = 0.5
 """A group whose share of the time saved is below this part of its share of the MACs is not worth what it looks like."""
 
@@ -64,38 +66,28 @@ def percent(share: float) -> str:
 
 
 def best_cuts(profile: LatencyProfile) -> list[str]:
-    """Where to cut for latency, and where MACs promise more than time gives."""
-    found = [saving for saving in profile.ranking if saving.deepest and saving.deepest.low_ms > 0]
-    if not found:
-        return ["No cut of a single group saves time that could be told from noise."]
-    first = ", ".join(
-        f"{s.group} ({percent(s.deepest.saved)} of the time for {percent(s.deepest.macs)} of the MACs)"
-        for s in found[:3]
-        if s.deepest
-    )
-    lines = [f"Where to cut for latency: {first}."]
-    slower = sorted(
-        ((cut, s) for s in profile.savings for cut in s.cuts if cut is not None and cut.high_ms < 0),
-        key=lambda item: item[0].saved_ms,
-    )
-    if slower:
-        shown = ", ".join(f"{s.group} to {cut.kept} of {s.units} ({-cut.saved_ms:.2g} ms)" for cut, s in slower[:3])
-        lines.append(
-            f"{_cuts(len(slower))} the network slower: {shown}. Widths in larger steps (--align) may avoid that."
-        )
-    poor = [
-        s for s in profile.ranking if s.deepest and s.deepest.macs > 0.01 and s.deepest.saved < LITTLE * s.deepest.macs
-    ]
-    if poor:
+    """Where to cut for latency, what makes the network slower, and where MACs promise more than time gives."""
+    deepest = [(saving, saving.deepest) for saving in profile.ranking if saving.deepest is not None]
+    lines = ["No cut of a single group saves time that could be told from noise."]
+    if best := [(saving, cut) for saving, cut in deepest if cut.low_ms > 0]:
         shown = ", ".join(
-            f"{s.group} ({percent(s.deepest.macs)} → {percent(s.deepest.saved)})" for s in poor[:3] if s.deepest
+            f"{saving.group} ({percent(cut.saved)} of the time for {percent(cut.macs)} of the MACs)"
+            for saving, cut in best[:SHOWN]
+        )
+        lines = [f"Where to cut for latency: {shown}."]
+    every = [(saving, cut) for saving in profile.savings for cut in saving.cuts if cut is not None]
+    if slower := sorted((pair for pair in every if pair[1].high_ms < 0), key=lambda pair: pair[1].saved_ms):
+        shown = ", ".join(
+            f"{saving.group} to {cut.kept} of {saving.units} ({-cut.saved_ms:.2g} ms)" for saving, cut in slower[:SHOWN]
+        )
+        how_many = "1 cut makes" if len(slower) == 1 else f"{len(slower)} cuts make"
+        lines.append(f"{how_many} the network slower: {shown}. Widths in larger steps (--align) may avoid that.")
+    if poor := [(saving, cut) for saving, cut in deepest if cut.macs > 0.01 and cut.saved < LITTLE * cut.macs]:
+        shown = ", ".join(
+            f"{saving.group} ({percent(cut.macs)} → {percent(cut.saved)})" for saving, cut in poor[:SHOWN]
         )
         lines.append(f"MACs promise more than time gives in {len(poor)} of {len(profile.savings)} groups: {shown}.")
     return lines
-
-
-def _cuts(count: int) -> str:
-    return "1 cut makes" if count == 1 else f"{count} cuts make"
 
 
 def notes(profile: LatencyProfile) -> list[str]:
