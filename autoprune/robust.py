@@ -57,7 +57,7 @@ def estimate(samples: Sequence[float] | FloatArray, quantile: float = QUANTILE) 
     ordered = np.sort(np.asarray(samples, dtype=np.float64))
     low, high = ranks(len(ordered), quantile)
     value = float(np.quantile(ordered, quantile))
-    if not value > 0:  # a command may report a time of 0
+    if not value > 0:  # of a clock that is too coarse
         return Estimate(value, float(ordered[low]), float(ordered[high]))
     return Estimate(value, value * float(ordered[low] / value) ** WIDER, value * float(ordered[high] / value) ** WIDER)
 
@@ -97,6 +97,8 @@ def drift(samples: Sequence[float] | FloatArray) -> float | None:
 
 def changed(before: Estimate, after: Estimate) -> float | None:
     """`after` over `before` where they differ by more than `DRIFT` and by more than both intervals; else None."""
+    if not (before.value > 0 and after.value > 0):
+        return None
     factor = after.value / before.value
     if max(factor, 1 / factor) < DRIFT or (before.low <= after.high and after.low <= before.high):
         return None

@@ -33,7 +33,8 @@ class Stopwatch:
         runtime: what runs the networks.
         dense: the reference.
         inputs: as for `Runtime.open`, at the batch size that is measured.
-        accuracy: wanted half width of the 95 % interval of each ratio, relative: 0.01 = ±1 %.
+        accuracy: wanted half width of the 95 % interval of each ratio, relative: 0.02 = ±2 %. Less is rarely worth its
+            rounds: from minute to minute the ratio itself moves that much (docs/measuring.md).
         min_rounds, max_rounds: least and most rounds of one `measure`.
         energy: where to read the energy of a run; None not to measure it.
     """
@@ -44,7 +45,7 @@ class Stopwatch:
         dense: nn.Module,
         inputs: Any,
         *,
-        accuracy: float = 0.01,
+        accuracy: float = 0.02,
         min_rounds: int = 10,
         max_rounds: int = 200,
         energy: EnergyMeter | None = None,
@@ -140,7 +141,7 @@ def check_rounds(accuracy: float, min_rounds: int, max_rounds: int) -> None:
         UserError: a number out of range.
     """
     if not accuracy > 0:
-        raise UserError(f"`accuracy > 0` must hold, but got {accuracy!r}. Write ±1 % as 0.01.")
+        raise UserError(f"`accuracy > 0` must hold, but got {accuracy!r}. Write ±2 % as 0.02.")
     for name, value, least in (("min_rounds", min_rounds, 1), ("max_rounds", max_rounds, min_rounds)):
         if not isinstance(value, int) or value < least:
             raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")

@@ -28,6 +28,7 @@ import torch
 import torchvision
 
 from autoprune.quiet import PRIORITY
+from autoprune.race import GROWTH
 from autoprune.robust import estimate, ranks
 from autoprune.runtimes import Runnable, make_runtime
 from autoprune.search_spaces import trace
@@ -35,6 +36,7 @@ from autoprune.search_spaces.types import FloatArray
 
 NETWORKS = ("resnet18", "mobilenet_v2")
 RUNTIMES = ("onnxruntime", "eager:layout=channels_last")
+MOST_ROUNDS = 200
 NEIGHBOUR = """
 import os
 import numpy as np
@@ -202,6 +204,33 @@ def interval(samples: FloatArray, widened: bool) -> tuple[float, float]:
     return float(ordered[low]), float(ordered[high])
 
 
+def needed(scenario: str, samples: dict[str, FloatArray]) -> None:
+    """How many rounds the interval of the ratio takes to become as narrow as asked for (processor time)."""
+    print(
+        f"\n{scenario}: rounds until the interval of the ratio is as narrow as asked for, median over starts (most)\n"
+    )
+    accuracies = (0.05, 0.03, 0.02, 0.01)
+    print(f"| network, runtime | {' | '.join(f'±{a:.0%}' for a in accuracies)} |\n|---|{'---:|' * len(accuracies)}")
+    for name, blocks in samples.items():
+        ratios = (blocks[:, :, 1, 1] / blocks[:, :, 0, 1]).ravel()
+        starts = range(0, len(ratios) - MOST_ROUNDS + 1, blocks.shape[1])
+        cells = []
+        for accuracy in accuracies:
+            taken = [rounds_until(ratios[start : start + MOST_ROUNDS], accuracy) for start in starts]
+            cells.append(f"{np.median(taken):.0f} ({max(taken)})" if max(taken) <= MOST_ROUNDS else f"> {MOST_ROUNDS}")
+        print(f"| {name.split(':')[0]} | {' | '.join(cells)} |")
+
+
+def rounds_until(ratios: FloatArray, accuracy: float) -> int:
+    """As the stopwatch counts; one more than there are where they are too few."""
+    rounds = 10
+    while rounds <= len(ratios):
+        if estimate(ratios[:rounds]).accuracy <= accuracy:
+            return rounds
+        rounds = max(rounds + 1, round(rounds * GROWTH))
+    return len(ratios) + 1
+
+
 def circumstances(scenarios: dict[str, dict[str, FloatArray]]) -> None:
     """Median times of the dense networks in all scenarios, and how far the medians of blocks move."""
     names = list(next(iter(scenarios.values())))
@@ -245,6 +274,7 @@ def main() -> None:
         if not SCENARIOS[name][1]:
             repeatability(name, samples)
             coverage(name, samples)
+            needed(name, samples)
     circumstances(found)
 
 

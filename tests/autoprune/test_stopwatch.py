@@ -147,8 +147,8 @@ def test_a_runtime_that_cannot_tell_the_processor_time_is_on_the_wall_clock() ->
 
 def test_dense_alone_is_measured_to_the_accuracy_of_its_own_time() -> None:
     with Stopwatch(ScriptedRuntime(), Scripted(noisy(4.0, 0.03, 1)), None, max_rounds=500) as stopwatch:
-        assert stopwatch.dense_ms == pytest.approx(4.0, rel=0.01)
-        assert stopwatch.dense.accuracy <= 0.01
+        assert stopwatch.dense_ms == pytest.approx(4.0, rel=0.02)
+        assert stopwatch.dense.accuracy <= 0.02
 
 
 def test_the_session_is_closed_when_the_dense_network_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +168,7 @@ def test_the_session_is_closed_when_the_dense_network_cannot_be_loaded(monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accuracy": 0.0}, r"`accuracy > 0` must hold, but got 0\.0\. Write ±1 % as 0\.01"),
+        ({"accuracy": 0.0}, r"`accuracy > 0` must hold, but got 0\.0\. Write ±2 % as 0\.02"),
         ({"min_rounds": 0}, "`min_rounds` must be a whole number of at least 1"),
         ({"min_rounds": 30, "max_rounds": 20}, "`max_rounds` must be a whole number of at least 30, but got 20"),
     ],
