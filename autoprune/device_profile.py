@@ -67,7 +67,7 @@ class Entry:
         self.steps: dict[str, int] = {}
         """Channel step by kind of op."""
         self.ops: dict[str, Any] = {}
-        """Times by `autoprune.replay.signature`, in whatever JSON form the predictor keeps them."""
+        """Times by `autoprune.latency.replay.signature`, in whatever JSON form the predictor keeps them."""
         self._networks: dict[str, Network] = {}
         self._forgotten: set[tuple[str, str]] = set()
         self._clock = clock

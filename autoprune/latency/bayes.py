@@ -30,7 +30,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from autoprune.search_spaces.types import FloatArray
 
 COMMON = 1.0
-SIGMAS = (0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.08)
+SIGMAS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.08)
 KINDS = (0.1, 0.3, 1.0, 3.0)
 BENDS = (0.0, 0.03, 0.1, 0.3, 1.0)
 OWN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)

@@ -82,7 +82,7 @@ def off(model: LatencyModel, law: Law) -> float:
     return float(np.mean(np.abs(model.predict(space.units(held_out))[0] / truth - 1)))
 
 
-@pytest.mark.parametrize(("law", "most"), [(additive, 0.02), (stepped, 0.03), (narrow_is_slow, 0.025)])
+@pytest.mark.parametrize(("law", "most"), [(additive, 0.02), (stepped, 0.035), (narrow_is_slow, 0.03)])
 def test_the_law_of_a_device_is_recovered(law: Law, most: float) -> None:
     model = learnt(law)
     assert off(model, law) < most
