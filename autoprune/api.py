@@ -87,6 +87,7 @@ def search(
     search: Iterable[Any] | None = None,
     test: Iterable[Any] | None = None,
     example_inputs: Any = None,
+    align: int | str = "auto",
     agent: str = "auto",
     agent_options: Mapping[str, Any] | None = None,
     prior: str = "kl",
@@ -130,6 +131,8 @@ def search(
             is for final numbers only.
         example_inputs: what the model is traced and its latency measured with: a tensor, a tuple of positional or a
             dict of keyword arguments. None takes `latency_batch` samples of the training data.
+        align: levels of every group are multiples of this many channels where it is wide enough: 1, 2, 4 ...; or
+            ``auto``: the step at which the runtime is fast where the budget limits what is measured on it, else 8.
         agent: who proposes, one of `autoprune.agents.AGENTS` (docs/agents.md has a card for each); `agent_options` are
             its own.
         prior: ``kl`` measures, before the first trial, how much cuts of each group alone hurt, for agents that take
@@ -193,6 +196,7 @@ def search(
         data_root=None if data_root is None else str(Path(data_root).expanduser().absolute()),
         search_size=search_size,
         batch_size=batch_size,
+        align=align,
         agent=agent,
         agent_options=dict(agent_options or {}),
         prior=prior,
@@ -234,7 +238,7 @@ def search(
     if config.bounds == "statistical":
         check_race(bench.evaluator, order)
     # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
-    config = replace(config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
+    config = replace(bench.config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
     with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
         return _go_on(study, replace(bench, config=config), order, progress)
 

@@ -64,6 +64,7 @@ def search(
     data_root: options.DataRoot = None,
     search_size: options.SearchSize = None,
     batch_size: options.BatchSize = 128,
+    align: options.Align = "auto",
     agent: options.Agent = "auto",
     agent_arg: options.AgentArg = None,
     prior: options.Prior = "kl",
@@ -94,6 +95,7 @@ def search(
 ) -> None:
     """Search the ratios of every layer under a budget, then fine-tune and export the best subnets."""
     from autoprune import api
+    from autoprune.align import read_align
     from autoprune.models import ModelSource, parse_model_args
     from autoprune.progress import RichProgress
 
@@ -105,6 +107,7 @@ def search(
         batch_size=batch_size,
         budget=budget,
         run=run,
+        align=read_align(align),
         agent=agent,
         agent_options=parse_model_args(agent_arg or []),
         prior=prior,
@@ -273,6 +276,7 @@ def trace(
     data: options.OptionalDataName = None,
     data_root: options.DataRoot = None,
     input_shape: options.InputShape = None,
+    align: options.TraceAlign = 8,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -285,6 +289,7 @@ def trace(
         data=data,
         data_root=data_root,
         shape=input_shape,
+        align=align,
         json=json,
     )
 

@@ -78,8 +78,9 @@ Budget = Annotated[
     list[str],
     typer.Option(
         metavar="COST=LIMIT",
-        help="Upper limit on [b]macs[/], [b]flops[/], [b]params[/], [b]memory[/] or [b]latency[/]: macs=0.5x, "
-        "params=2M, memory=4MB, latency=8ms. Repeatable; every trial keeps all of them.",
+        help="Limit on [b]macs[/], [b]flops[/], [b]params[/], [b]memory[/], [b]size[/], [b]latency[/], "
+        "[b]throughput[/] or [b]energy[/]: macs=0.5x, params=2M, size=5MB, latency=8ms, throughput=500/s; on a device: "
+        "latency@NAME=8ms, latency@worst=0.5x. Repeatable; every trial keeps all of them.",
         rich_help_panel=SEARCH,
         show_default=False,
     ),
@@ -91,6 +92,18 @@ OtherBudget = Annotated[
 NewRun = Annotated[
     Path,
     typer.Option(help="Run folder to make.", rich_help_panel=RESULT, show_default=False),
+]
+Align = Annotated[
+    str,
+    typer.Option(
+        metavar="1|8|16|auto",
+        help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the runtime "
+        "is fast where the budget limits latency, throughput or energy; else 8.",
+        rich_help_panel=SEARCH,
+    ),
+]
+TraceAlign = Annotated[
+    int, typer.Option(help="Levels are multiples of this many channels where a layer is wide enough: 1, 8, 16 ...")
 ]
 Agent = Annotated[
     str,

@@ -21,8 +21,8 @@ from autoprune.proxy_report import read_report
 from autoprune.prunings import describe_prunings
 from autoprune.search_spaces.budget import format_cost
 from autoprune.study import Study, objectives
-from autoprune.tables import COST_NAMES, best_index, format_score, front_table
 from autoprune.tables import Table as Figures
+from autoprune.tables import best_index, cost_name, costs_of, format_score, front_table
 
 SHOWN = 10
 """Rows of the front of a run that is not finished."""
@@ -104,10 +104,8 @@ def unfinished(console: Console, study: Study) -> None:
 
 def trial_table(trials: list[Trial], score: str) -> Table:
     """One row per trial."""
-    names = list(dict.fromkeys(name for trial in trials for name in trial.costs))
-    table = Table(
-        "trial", "became", f"{score}, search split", *(COST_NAMES.get(name, name) for name in names), "share", "remark"
-    )
+    names = costs_of(trials)
+    table = Table("trial", "became", f"{score}, search split", *map(cost_name, names), "share", "remark")
     for trial in trials:
         table.add_row(
             str(trial.number),

@@ -26,7 +26,7 @@ MANY_LEVELS = 6
 
 
 def print_trace(
-    source: ModelSource, *, data: str | None, data_root: Path | None, shape: str | None, json: bool
+    source: ModelSource, *, data: str | None, data_root: Path | None, shape: str | None, align: int, json: bool
 ) -> None:
     """Trace the model and print its groups, layers and frozen units.
 
@@ -35,7 +35,7 @@ def print_trace(
     """
     model = source.build()
     example = example_of(model, data=data, data_root=data_root, shape=shape)
-    space = trace(model, example)
+    space = trace(model, example, align=align)
     layers = layer_macs(space)
     if json:
         content = {

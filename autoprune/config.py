@@ -42,7 +42,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "run": ("format", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
-    "search": ("budget", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
+    "search": ("budget", "align", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
     "score": (
         "score",
         "importance",
@@ -70,6 +70,8 @@ class SearchConfig:
 
     Attributes:
         budget: limits as typed, for example ``("macs=0.5x", "latency=8ms")``.
+        align: levels are multiples of this, a power of two; ``auto`` is decided before the first trial, and what it
+            came to is written down.
         model: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:function``; None for a module from Python.
         weights: file of the dense weights; None where the model brings its own.
         device: ``cpu`` or ``cuda``: where the model runs and latency is measured.
@@ -109,6 +111,7 @@ class SearchConfig:
     data_root: str | None = None
     search_size: int | float | None = None
     batch_size: int = 128
+    align: int | str = "auto"
     agent: str = "auto"
     agent_options: dict[str, Any] = field(default_factory=dict)
     prior: str = "kl"
@@ -152,6 +155,8 @@ class SearchConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UserError(f"`{name}` must be a whole number of at least {least}, but got {value!r}.")
+        if self.align != "auto" and not _is_power_of_two(self.align):
+            raise UserError(f"`align` must be a power of two or 'auto', but got {self.align!r}. Choose 1, 8 or 16.")
         if self.prior not in PRIORS:
             raise unknown("prior", self.prior, PRIORS)
         if self.aim not in AIMS:
@@ -221,6 +226,7 @@ class SearchConfig:
         for name in sorted(required - values.keys()):
             raise UserError(f"{path} lacks the setting {name!r}. Restore the file.")
         values.setdefault("prior", "off")  # studies made before there was one began without
+        values.setdefault("align", 8)  # and before it was an option, with this
         try:
             return cls(**values)
         except UserError as error:
@@ -233,6 +239,10 @@ def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:
         return {name: json.loads(value) for name, _, value in pairs}
     except (AttributeError, ValueError):
         raise UserError(f"{path} must hold NAME=VALUE texts, VALUE in JSON, but got {list(texts)!r}.") from None
+
+
+def _is_power_of_two(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0 and value & (value - 1) == 0
 
 
 def _not_a_run(folder: Path) -> str:

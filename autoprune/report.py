@@ -29,10 +29,11 @@ from autoprune.report_sections import (
     pairs_section,
 )
 from autoprune.search_spaces.budget import format_cost
+from autoprune.search_spaces.quantities import quantity_of
 from autoprune.tables import (
-    COST_NAMES,
     DenseFigures,
     best_index,
+    cost_name,
     final_score,
     format_ratio,
     format_score,
@@ -120,7 +121,10 @@ def _headline(
     limits: Mapping[str, float],
     num_trials: int,
 ) -> str:
-    budget = ", ".join(f"{COST_NAMES.get(name, name)} ≤ {format_cost(name, value)}" for name, value in limits.items())
+    budget = ", ".join(
+        f"{cost_name(name)} {'≥' if quantity_of(name).least else '≤'} {format_cost(name, value)}"
+        for name, value in limits.items()
+    )
     facts = [f"budget: {', '.join(typed)}" + (f" ({budget})" if budget else "")] if typed else []
     facts.append(f"{num_trials} trials")
     index = best_index(front)
@@ -143,7 +147,7 @@ def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
         if name in point.costs:
             before = dense_costs.get(name)
             yield card(
-                COST_NAMES[name],
+                cost_name(name),
                 None if before is None else format_cost(name, before),
                 format_cost(name, point.costs[name]),
                 format_ratio(point.costs[name], before),

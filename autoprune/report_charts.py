@@ -16,19 +16,22 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint, front
 from autoprune.search_spaces.budget import format_cost
-from autoprune.tables import COST_NAMES, DenseFigures, format_score, is_share, point_name, untrained_score
+from autoprune.tables import DenseFigures, cost_name, format_score, is_share, point_name, untrained_score
 
 TRIAL, FRONT, TUNED, DENSE, FAILED = "#94a3b8", "#3b82f6", "#d9701c", "#0d9f8c", "#e5484d"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 _HEIGHT = 420
 _SIZE = 17
 
-# The unit of an axis: cost -> (label, factor from the cost's own unit).
+# The unit of an axis: cost without its device -> (label, factor from the cost's own unit).
 _AXES = {
     "macs": ("MACs (millions)", 1e-6),
     "params": ("parameters (millions)", 1e-6),
     "memory": ("peak memory (MB)", 1e-6),
+    "size": ("size (MB)", 1e-6),
     "latency": ("latency (ms)", 1.0),
+    "throughput": ("time per sample (ms)", 1.0),
+    "energy": ("energy (mJ)", 1.0),
 }
 
 
@@ -50,7 +53,7 @@ def front_figure(
         limit: of the budget on this cost; None for none.
         y_range: of `score_range`.
     """
-    label, factor = _AXES[cost]
+    label, factor = _AXES[cost.partition("@")[0]]
     complete = [t for t in _complete(trials) if cost in t.costs]
     figure = go.Figure()
     if complete:
@@ -246,7 +249,7 @@ def _value(score: str, value: float | None) -> float:
 
 def _hover(trial: Trial, score: str) -> str:
     costs = "".join(
-        f"<br>{COST_NAMES.get(n, n)} {format_cost(n, v)}" for n, v in trial.costs.items() if n in COST_NAMES
+        f"<br>{html.escape(cost_name(name))} {format_cost(name, value)}" for name, value in trial.costs.items()
     )
     message = f"<br>{html.escape(trial.message[:200])}" if trial.message else ""
     return f"trial {trial.number}, {trial.state}<br>{format_score(score, trial.score)}{costs}{message}"

@@ -5,17 +5,27 @@ Conventions: 1 MAC = 1 multiply-add = 2 FLOPs; ratios are to the dense model; sc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from autoprune.front import FrontPoint
 from autoprune.search_spaces.budget import format_cost
+from autoprune.search_spaces.quantities import WORST
 
 if TYPE_CHECKING:
+    from autoprune.agents.base import Trial
     from autoprune.measure import Latency
 
-COST_NAMES = {"macs": "MACs", "params": "parameters", "memory": "peak memory", "latency": "latency"}
+COST_NAMES = {
+    "macs": "MACs",
+    "params": "parameters",
+    "memory": "peak memory",
+    "size": "size",
+    "latency": "latency",
+    "throughput": "throughput",
+    "energy": "energy",
+}
 
 
 class DenseFigures(TypedDict, total=False):
@@ -37,6 +47,19 @@ class Table:
     groups: tuple[tuple[str, int], ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def cost_name(cost: str) -> str:
+    """``latency on phone`` for ``latency@phone``; a cost that somebody added keeps its own name."""
+    quantity, _, device = cost.partition("@")
+    name = COST_NAMES.get(quantity, quantity)
+    where = "the worst device" if device == WORST else device
+    return f"{name} on {where}" if device else name
+
+
+def costs_of(trials: Iterable[Trial]) -> list[str]:
+    """The costs that any of the trials has, each once."""
+    return list(dict.fromkeys(name for trial in trials for name in trial.costs))
 
 
 def format_score(name: str, value: float | None) -> str:

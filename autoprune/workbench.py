@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from autoprune.agents.table import Table
+from autoprune.align import resolve_align
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data, data_from_loaders, load_data, to_device
 from autoprune.evaluate import SCORES, Evaluator
@@ -49,6 +50,7 @@ class Workbench:
     """The parts of one search, ready for use.
 
     Attributes:
+        config: the settings, what ``auto`` stood for in `align` included.
         score: name or function by which candidates are scored.
         source: how the dense model is built again; None for a module from Python.
         table: predicts latency; None where no budget limits it.
@@ -97,7 +99,8 @@ def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
     example = objects.example_inputs
     if example is None:
         example = to_device(data.example(config.latency_batch), device_of(model))
-    space = trace(model, example)
+    config = replace(config, align=resolve_align(config))
+    space = trace(model, example, align=int(config.align))
     evaluator = Evaluator(
         space,
         data,

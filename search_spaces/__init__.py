@@ -14,6 +14,7 @@ if __name__ != "autoprune.search_spaces":
 from autoprune.search_spaces.budget import Budget, Limit, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.importance import CRITERIA, ImportanceWarning
+from autoprune.search_spaces.quantities import parse_cost
 from autoprune.search_spaces.runs import TraceWarning
 from autoprune.search_spaces.space import SearchSpace, trace
 from autoprune.search_spaces.types import Candidate, CostModel, Costs, Frozen, Group
@@ -32,5 +33,6 @@ __all__ = [
     "TraceWarning",
     "UserError",
     "format_cost",
+    "parse_cost",
     "trace",
 ]

@@ -1,10 +1,13 @@
-"""Upper limits on costs: parse what the user typed, resolve it against the dense model.
+"""Limits on costs: parse what the user typed, resolve it against the dense model.
 
-Cost names: ``macs`` (multiply-adds; ``flops`` is read as 2 per MAC), ``params``, ``memory`` (peak activation
-bytes), ``latency`` (milliseconds). A limit is absolute (``latency=8ms``, ``params=2M``) or relative to the dense
-model (``macs=0.5x``, ``macs=50%``). Upper and lower case mean the same.
+What can be limited: ``macs`` (multiply-adds; ``flops`` is read as 2 per MAC), ``params``, ``memory`` (peak activation
+bytes), ``size`` (bytes of parameters and buffers), ``latency`` (milliseconds), ``energy`` (millijoules per inference)
+and ``throughput`` (samples per second at least; its cost is the milliseconds per sample). A limit is absolute
+(``latency=8ms``, ``params=2M``, ``throughput=500/s``) or relative to the dense model (``macs=0.5x``, ``macs=50%``,
+``throughput=2x``). Upper and lower case mean the same.
 
-What was typed is computed in decimals: 2.3M is 2300000 and 0.29x of 100 is 29, neither of which floats give.
+Of what is measured, the device can be named: ``latency@phone=8ms`` limits the cost ``latency@phone``.
+``latency@worst=0.5x`` limits the largest share of the dense latency over all named devices.
 """
 
 from __future__ import annotations
@@ -13,23 +16,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, InvalidOperation
 
-from autoprune.search_spaces.errors import UserError, unknown
+from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.quantities import COUNT, QUANTITIES, WORST, Quantity, parse_cost, quantity_of
 
-_COUNT = {"": "1", "k": "1e3", "M": "1e6", "G": "1e9", "T": "1e12"}
-_BYTES = {"B": "1", "kB": "1e3", "MB": "1e6", "GB": "1e9", "KiB": "1024", "MiB": "1048576", "GiB": "1073741824"}
-_TIME_MS = {"us": "1e-3", "ms": "1", "s": "1e3"}
-# typed name -> (cost name, units, factor to the cost's own unit)
-_COSTS: dict[str, tuple[str, dict[str, str], str]] = {
-    "macs": ("macs", _COUNT, "1"),
-    "flops": ("macs", _COUNT, "0.5"),
-    "params": ("params", _COUNT, "1"),
-    "memory": ("memory", _BYTES, "1"),
-    "latency": ("latency", _TIME_MS, "1"),
-}
 _SHARES = {"x": "1", "%": "0.01"}
-_LIMIT = re.compile(r"\s*(?P<name>\w+)\s*(?:<=|=)\s*(?P<number>[-+.\deE]+)\s*(?P<unit>[A-Za-z%]*)\s*")
+_LIMIT = re.compile(
+    r"\s*(?P<name>[\w@-]+)\s*(?P<sign><=|>=|=)\s*(?P<number>[-+.\deE]+)\s*(?P<unit>[A-Za-z/%]*)\s*", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +39,29 @@ class Limit:
     relative: bool
     name: str = ""
 
+    @property
+    def quantity(self) -> Quantity:
+        """What the user limited."""
+        return quantity_of(self.name or self.cost)
+
+    def resolve(self, dense: float) -> float:
+        """The absolute limit in the cost's own unit, given the dense model's cost."""
+        if not self.relative:
+            return self.value
+        share = self.quantity.typed(self.value, relative=True)
+        return float(Decimal(dense) / share if self.quantity.least else Decimal(dense) * share)
+
     def show(self, value: float) -> str:
         """A value of `cost` in the quantity that the user limited: 1M MACs are ``2M`` under a limit on FLOPs."""
         return format_cost(self.cost, 2 * value if self.name == "flops" else value)
+
+    def allowing(self, value: float, dense: float) -> Limit:
+        """The tightest limit of this kind that a cost of `value` keeps, with four digits at most."""
+        quantity, wanted = self.quantity, value / dense if self.relative else value
+        if not quantity.least:
+            return replace(self, value=float(_round(Decimal(wanted), ROUND_CEILING)))
+        typed = _round(quantity.typed(wanted, relative=self.relative), ROUND_FLOOR)
+        return replace(self, value=quantity.to_share(typed) if self.relative else quantity.to_cost(typed))
 
     def __str__(self) -> str:
         return f"{self.name or self.cost}={format_limit(self)}"
@@ -54,7 +69,7 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Upper limits that every candidate keeps, several at once. ``Budget.parse(str(budget)) == budget``.
+    """Limits that every candidate keeps, several at once. ``Budget.parse(str(budget)) == budget``.
 
     Raises:
         UserError: no limit, an unknown cost or unit, a number that is not positive and finite, a share above 1.
@@ -66,12 +81,17 @@ class Budget:
         if not self.limits:
             raise UserError("A budget needs at least one limit, for example macs=0.5x or latency=8ms.")
         for limit in self.limits:
+            name = limit.name or limit.cost
             if not (limit.value > 0 and math.isfinite(limit.value)):
-                name, value = limit.name or limit.cost, 2 * limit.value if limit.name == "flops" else limit.value
-                raise UserError(f"The budget for {name} must be a finite number above 0, but got {value:g}.")
+                typed = limit.quantity.typed(limit.value, relative=limit.relative)
+                raise UserError(f"The budget for {name} must be a finite number above 0, but got {float(typed):g}.")
+            if limit.relative and limit.value > 1 and limit.quantity.least:
+                raise UserError(f"A relative {name} is at least 1x, that of the dense model, but got {limit}.")
             if limit.relative and limit.value > 1:
                 hint = f" Write {limit.value:g} % as {limit.value / 100:g}x." if 2 <= limit.value <= 100 else ""
                 raise UserError(f"A relative budget is at most 1x, but got {limit}.{hint}")
+            if limit.cost.endswith(f"@{WORST}") and not limit.relative:
+                raise UserError(f"{name} is a share of each device's dense latency: write {name}=0.5x, not {limit}.")
 
     @classmethod
     def parse(cls, texts: str | Iterable[str]) -> Budget:
@@ -91,12 +111,13 @@ class Budget:
         return replace(self, limits=tuple(replace(limit, value=limit.value * share) for limit in self.limits))
 
     def resolve(self, dense: Mapping[str, float]) -> dict[str, float]:
-        """Absolute upper limits by cost name, given the dense model's costs; of two limits on one cost the lower."""
+        """Absolute upper limits by cost name, given the dense model's costs; of two limits on one cost the lower.
+
+        Absolute limits need no cost of the dense model.
+        """
         absolute: dict[str, float] = {}
         for limit in self.limits:
-            value = limit.value
-            if limit.relative:
-                value = float(Decimal(repr(limit.value)) * Decimal(float(dense[limit.cost])))
+            value = limit.resolve(float(dense[limit.cost])) if limit.relative else limit.value
             absolute[limit.cost] = min(value, absolute.get(limit.cost, math.inf))
         return absolute
 
@@ -106,27 +127,33 @@ class Budget:
 
 def format_limit(limit: Limit) -> str:
     """``0.5x``, ``8 ms``, ``2M``: as a user would type it, with every digit, so that it reads back the same."""
+    quantity = limit.quantity
+    number = quantity.typed(limit.value, relative=limit.relative)
     if limit.relative:
-        return f"{_plain(Decimal(repr(limit.value)))}x"
-    _, units, factor = _COSTS.get(limit.name or limit.cost, ("", _COUNT, "1"))
-    number = Decimal(repr(limit.value)) / Decimal(factor)
-    unit = "ms" if units is _TIME_MS else _largest_unit(float(number), units)
-    return f"{_plain(number / Decimal(units[unit]))}{'' if units is _COUNT else ' '}{unit}"
+        return f"{_plain(number)}x"
+    unit = quantity.unit_of(float(number))
+    return f"{_plain(number / Decimal(quantity.units[unit]))}{_space(quantity)}{unit}"
 
 
 def format_cost(cost: str, value: float) -> str:
-    """A cost with its unit, three significant digits: ``1.81G``, ``8.2 ms``, ``3.1 MB``."""
+    """A cost with its unit, three significant digits: ``1.81G``, ``8.2 ms``, ``3.1 MB``, ``500/s``."""
+    quantity = quantity_of(cost)
+    if quantity.least:
+        value = float(quantity.factor) / value if value else math.inf
     value = float(f"{value:.3g}")  # before the unit is chosen: 999950 is 1M, not 1000k
-    if cost == "latency":
-        return f"{value:.12g} ms"
-    units = _BYTES if cost == "memory" else _COUNT
-    unit = _largest_unit(value, units)
-    return f"{value / float(units[unit]):.12g}{' ' if cost == 'memory' else ''}{unit}"
+    if cost.endswith(f"@{WORST}"):
+        return f"{value:.12g}x"
+    unit = quantity.unit_of(value)
+    return f"{value / float(quantity.units[unit]):.12g}{_space(quantity)}{unit}"
 
 
-def _largest_unit(value: float, units: Mapping[str, str]) -> str:
-    decimal = [unit for unit in units if "i" not in unit]  # MB, not MiB
-    return max((unit for unit in decimal if float(units[unit]) <= max(abs(value), 1.0)), key=lambda u: float(units[u]))
+def _space(quantity: Quantity) -> str:
+    return "" if quantity.units is COUNT or quantity.least else " "
+
+
+def _round(number: Decimal, rounding: str) -> Decimal:
+    """Three significant digits, in decimals: a limit that is suggested must really be enough."""
+    return number.quantize(Decimal((0, (1,), number.adjusted() - 2)), rounding=rounding)
 
 
 def _plain(number: Decimal) -> str:
@@ -139,21 +166,24 @@ def _parse(text: str) -> Limit:
     if match is None:
         raise UserError(f"Cannot read the budget {text!r}: write NAME=VALUE, for example macs=0.5x or latency=8ms.")
     name, number, unit = match["name"].lower(), match["number"], match["unit"].lower()
-    if name not in _COSTS:
-        raise unknown("budget", match["name"], _COSTS)
-    cost, units, factor = _COSTS[name]
+    typed, device = parse_cost(name)
+    quantity = QUANTITIES[typed]
+    cost = quantity.cost if device is None else f"{quantity.cost}@{device}"
+    if match["sign"] == ("<=" if quantity.least else ">="):
+        side, right = ("least", ">=") if quantity.least else ("most", "<=")
+        raise UserError(f"A budget for {typed} is what it must be at {side}, but got {text!r}. Write {name}{right}...")
     try:
         value = Decimal(number)
     except InvalidOperation:
         raise UserError(f"Cannot read the number {number!r} in the budget {text!r}.") from None
-    typed = "" if name == cost else name
+    alias = "" if name == cost else name
     if unit in _SHARES:
-        return Limit(cost, float(value * Decimal(_SHARES[unit])), relative=True, name=typed)
-    factors = {known.lower(): each for known, each in units.items()}
-    allowed = ", ".join([*filter(None, units), *_SHARES])
+        return Limit(cost, quantity.to_share(value * Decimal(_SHARES[unit])), relative=True, name=alias)
+    factors = {known.lower(): each for known, each in quantity.units.items()}
     if unit not in factors:
+        allowed = ", ".join([*filter(None, quantity.units), *_SHARES])
         what = f"Unknown unit {match['unit']!r} in" if unit else "A unit is missing in"
-        raise UserError(f"{what} the budget {text!r}. Units of {name}: {allowed} (x: share of the dense model).")
+        raise UserError(f"{what} the budget {text!r}. Units of {typed}: {allowed} (x: share of the dense model's).")
     if not unit and 0 < value < 1:
         raise UserError(f"The budget {text!r} has no unit. Write {name}={number}x for a share of the dense model.")
-    return Limit(cost, float(value * Decimal(factors[unit]) * Decimal(factor)), relative=False, name=typed)
+    return Limit(cost, quantity.to_cost(value * Decimal(factors[unit])), relative=False, name=alias)

@@ -1,9 +1,10 @@
-"""Costs as functions: MACs, parameters and peak activation memory of a candidate are sums of products of counts.
+"""Costs as functions: MACs, parameters, size and peak activation memory of a candidate are sums of products of counts.
 
 Nothing is built or run: a cost is a few numpy operations over the kept units, for one candidate or thousands at once.
 1 MAC = 1 multiply-add; MACs agree with `torch.utils.flop_counter` (which counts 2 per MAC) on the real subnet.
 Memory is the largest sum of activation bytes alive at once while the traced forward pass ran (no gradients kept); the
-inputs and the parameters are not in it.
+inputs and the parameters are not in it. Size is the bytes of all parameters and buffers that a state dict holds, each
+tied one once.
 """
 
 from __future__ import annotations
@@ -100,18 +101,31 @@ def _distinct_rows(fixed: IntArray, per_unit: csr_array) -> tuple[IntArray, IntA
 
 
 class CostFunctions:
-    """MACs, params and memory of a traced model; `names` are the cost names."""
+    """MACs, params, memory and size of a traced model; `names` are the cost names.
 
-    names = ("macs", "params", "memory")
+    Args:
+        parameters: shape and labels of each.
+        stored: bytes per element, shape and labels of all parameters and buffers that make the size.
+    """
 
-    def __init__(self, counts: Counts, trace: Trace, parameters: Mapping[str, tuple[tuple[int, ...], Labels]]) -> None:
+    names = ("macs", "params", "memory", "size")
+
+    def __init__(
+        self,
+        counts: Counts,
+        trace: Trace,
+        parameters: Iterable[tuple[Sequence[int], Labels]],
+        stored: Iterable[tuple[int, Sequence[int], Labels]],
+    ) -> None:
         self._counts = counts
         macs = [product for op in trace.ops for product in op.macs]
-        params = [numel(shape, labels) for shape, labels in parameters.values()]
+        params = [numel(shape, labels) for shape, labels in parameters]
+        sizes = [[itemsize, *numel(shape, labels)] for itemsize, shape, labels in stored]
         storages = [(s.dtype.itemsize, *spec_numel(s)) for s in trace.storages]
         self._sums = {
             "macs": Sums(counts, macs, np.ones((1, len(macs)), np.int64)),
             "params": Sums(counts, params, np.ones((1, len(params)), np.int64)),
+            "size": Sums(counts, sizes, np.ones((1, len(sizes)), np.int64)),
             "memory": Sums(counts, storages, memory_changes(trace.births, trace.deaths)),
         }
 

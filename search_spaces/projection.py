@@ -17,8 +17,6 @@ Shape letters: G groups, L most levels of a group, T distinct thresholds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from decimal import ROUND_CEILING, Decimal
 from typing import Protocol
 
 import numpy as np
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.quantities import quantity_of
 from autoprune.search_spaces.types import Candidate, FloatArray, Group, IntArray
 
 _BATCH = 16
@@ -112,9 +111,10 @@ def _extremes(space: Space, budget: Budget) -> dict[str, tuple[float, float]]:
     """Return what the smallest subnet and the dense model cost, by the name of each limited cost."""
     for cost in budget.costs:
         if cost not in space.cost_names:
-            step = " Measure a latency table on this device first." if cost == "latency" else ""
-            have = ", ".join(space.cost_names)
-            raise UserError(f"The budget {budget} limits {cost}, which this space cannot tell, only {have}.{step}")
+            have, step = ", ".join(space.cost_names), quantity_of(cost).missing.format(cost=cost)
+            raise UserError(
+                f"The budget {budget} limits {cost}, which this space cannot tell, only {have}. {step}".strip()
+            )
     candidates = np.stack([np.zeros_like(space.num_levels), space.num_levels - 1])
     costs = {cost: space.cost(cost, candidates) for cost in budget.costs}
     return {cost: (float(smallest), float(dense)) for cost, (smallest, dense) in costs.items()}
@@ -125,20 +125,16 @@ def _infeasible(budget: Budget, extremes: Mapping[str, tuple[float, float]]) -> 
     parts = []
     for limit in budget.limits:
         smallest, dense = extremes[limit.cost]
-        allowed = Budget((limit,)).resolve({limit.cost: dense})[limit.cost]
+        allowed = limit.resolve(dense)
         if smallest > allowed:
-            enough = replace(limit, value=_round_up(smallest / dense if limit.relative else smallest))
+            least = limit.quantity.least
+            ratio = dense / smallest if least else smallest / dense
             parts.append(
-                f"{limit} allows {limit.show(allowed)}, but the smallest subnet costs {limit.show(smallest)} "
-                f"({smallest / dense:.3g}x of the dense model): use {enough} or more"
+                f"{limit} {'asks for' if least else 'allows'} {limit.show(allowed)}, but the smallest subnet "
+                f"{'reaches' if least else 'costs'} {limit.show(smallest)} ({ratio:.3g}x of the dense model): "
+                f"use {limit.allowing(smallest, dense)} or {'less' if least else 'more'}"
             )
     return UserError(f"No subnet fits the budget. {'; '.join(parts)}.")
-
-
-def _round_up(value: float) -> float:
-    """Round up to three significant digits, in decimals: what is suggested must really be enough."""
-    exact = Decimal(value)
-    return float(exact.quantize(Decimal((0, (1,), exact.adjusted() - 2)), rounding=ROUND_CEILING))
 
 
 def _check_wishes(space: Space, wishes: Sequence[float] | FloatArray) -> FloatArray:

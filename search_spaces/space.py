@@ -121,7 +121,7 @@ class SearchSpace(Placement):
 
     @property
     def cost_names(self) -> tuple[str, ...]:
-        """``macs``, ``params``, ``memory``, and what was added."""
+        """``macs``, ``params``, ``memory``, ``size``, and what was added."""
         return (*CostFunctions.names, *self._added_costs)
 
     def add_cost(self, name: str, model: CostModel) -> None:
@@ -142,7 +142,7 @@ class SearchSpace(Placement):
         return {name: float(self.cost(name, [candidate])[0]) for name in self.cost_names}
 
     def costs(self, candidate: Candidate | NDArray[np.integer[Any]]) -> Costs:
-        """MACs, params and peak activation bytes: ints for one candidate, int64 arrays for an array [n, G]."""
+        """MACs, params, peak activation bytes and size: ints for one candidate, int64 arrays for an array [n, G]."""
         units = self.units(np.asarray(candidate))
         values = [self._cost_functions(name, units) for name in CostFunctions.names]
         if isinstance(candidate, np.ndarray) and candidate.ndim == 2:
@@ -151,9 +151,15 @@ class SearchSpace(Placement):
 
     @cached_property
     def _cost_functions(self) -> CostFunctions:
-        parameters = self.model.named_parameters()
-        tensors = {name: (tuple(p.shape), self._parameters.get(name, ())) for name, p in parameters}
-        return CostFunctions(self.counts, self._trace, tensors)
+        labels = self._parameters
+        in_file = {id(tensor) for tensor in self.model.state_dict(keep_vars=True).values()}
+        stored = [(name, t) for name, t in surgery.named_tensors(self.model).items() if id(t) in in_file]
+        return CostFunctions(
+            self.counts,
+            self._trace,
+            [(p.shape, labels.get(name, ())) for name, p in self.model.named_parameters()],
+            [(t.element_size(), t.shape, labels.get(name, ())) for name, t in stored],
+        )
 
     def positions(self, units: IntArray) -> IntArray:
         """Kept positions of every distinct field, for kept units [n, G]: [n, fields + 1], the last column 1."""
@@ -305,12 +311,15 @@ def trace(
     Args:
         model: any module that runs on `example_inputs`; never changed.
         example_inputs: one tensor, a tuple of positional or a dict of keyword arguments. Costs are at its batch size.
-        align: channel counts of the levels are multiples of this where a layer is wide enough.
+        align: channel counts of the levels are multiples of this, a power of two, where a layer is wide enough.
         max_levels: at most this many levels per group.
 
     Raises:
-        UserError: the model does not run on the inputs (its own error is the cause), or nothing can be cut.
+        UserError: the model does not run on the inputs (its own error is the cause), nothing can be cut, or `align`
+            is no power of two.
     """
+    if align < 1 or align & (align - 1):
+        raise UserError(f"`align` must be a power of two, but got {align!r}. Choose 1, 8 or 16.")
     args, kwargs = _split_inputs(example_inputs)
     traced = trace_model(model, args, kwargs)
     ties, parameters = traced.ties, traced.parameters

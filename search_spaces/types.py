@@ -1,6 +1,6 @@
 """The words that all three packages speak: candidate, group, frozen dimension, costs.
 
-Cost units: 1 MAC = 1 multiply-add = 2 FLOPs; memory in bytes; latency in milliseconds.
+Cost units: 1 MAC = 1 multiply-add = 2 FLOPs; memory and size in bytes; latency in milliseconds.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Frozen:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """MACs (multiply-adds), parameters and peak activation bytes, at the batch size of the traced example.
+    """MACs (multiply-adds), parameters, peak activation bytes at the batch size of the traced example, stored bytes.
 
     Each is an int for one candidate and an int64 array [n] for an array of candidates.
     """
@@ -65,3 +65,4 @@ class Costs:
     macs: Any
     params: Any
     peak_bytes: Any
+    size_bytes: Any

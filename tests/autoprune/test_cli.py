@@ -152,7 +152,10 @@ def test_trace(tmp_path: Path) -> None:
     content = json.loads(call("trace", *NET, "--input-shape", "2x1x8x8", "--json").stdout)
     assert sum(content["macs_per_layer"].values()) == content["costs"]["macs"]
     assert {group["name"] for group in content["groups"]} >= {"stem", "stages.1.0.conv1"}
+    fine = json.loads(call("trace", *NET, "--data", "digits", "--align", "1", "--json").stdout)
+    assert all(group["levels"] == [*range(1, group["num_units"] + 1)] for group in fine["groups"])
     assert failed(call("trace", *NET, "--input-shape", "1x1xa"), "1x3x224x224")
+    assert failed(call("trace", *NET, "--data", "digits", "--align", "3"), "power of two")
 
 
 @pytest.mark.parametrize(

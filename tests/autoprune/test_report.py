@@ -221,6 +221,16 @@ def test_a_score_that_is_no_share(tmp_path: Path) -> None:
     assert "accuracy" not in page.text
 
 
+def test_costs_of_named_devices_are_shown(tmp_path: Path) -> None:
+    costs = {"throughput@phone": 4.0, "latency@worst": 0.4, "size": 5e6}
+    trials = [replace(trial, costs={**trial.costs, **costs}) for trial in TRIALS]
+    page = written(tmp_path, trials=trials, limits={"throughput@phone": 5.0, "latency@worst": 0.5})
+    text = " ".join(page.text.split())
+    assert "throughput on phone ≥ 200/s, latency on the worst device ≤ 0.5x" in text
+    for cell in ("throughput on phone", "250/s", "0.4x", "size", "5 MB"):
+        assert cell in text
+
+
 def test_many_points_stand_side_by_side_up_to_a_limit(tmp_path: Path) -> None:
     trials = [trial(k, 0.9 - k / 100, 1e6 - k * 1e4) for k in range(20)]
     page = written(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from autoprune.search_spaces.budget import Budget, Limit, format_cost
 from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.quantities import QUANTITIES, parse_cost
 
 DENSE = {"macs": 100.0, "params": 1000.0, "memory": 4096.0, "latency": 12.5}
 
@@ -28,6 +29,18 @@ DENSE = {"macs": 100.0, "params": 1000.0, "memory": 4096.0, "latency": 12.5}
         ("latency=1.5s", "latency", 1500, False),
         ("memory=3MiB", "memory", 3 * 2**20, False),
         ("memory=2.5e3kB", "memory", 2.5e6, False),
+        ("size=5MB", "size", 5e6, False),
+        ("size <= 0.4x", "size", 0.4, True),
+        ("latency@phone=8ms", "latency@phone", 8, False),
+        ("Latency@ONNX-runtime_2 <= 0.5x", "latency@onnx-runtime_2", 0.5, True),
+        ("latency@worst=50%", "latency@worst", 0.5, True),
+        ("throughput=500/s", "throughput", 2, False),  # milliseconds per sample
+        ("throughput >= 2x", "throughput", 0.5, True),
+        ("throughput=300%", "throughput", 1 / 3, True),
+        ("throughput@phone>=1.5e3/S", "throughput@phone", 1000 / 1500, False),
+        ("energy=50mJ", "energy", 50, False),
+        ("energy@phone=1.5J", "energy@phone", 1500, False),
+        ("energy=20uJ", "energy", 0.02, False),
     ],
 )
 def test_parse(text: str, cost: str, value: float, relative: bool) -> None:
@@ -59,6 +72,23 @@ def test_several_limits_as_a_list_or_in_one_text() -> None:
         ("macs=1e999", ["finite"]),
         ("macs=50x", ["at most 1x", "0.5x"]),
         ("flops=1.5x", ["flops=1.5x"]),
+        ("latency@=8ms", ["device", "latency@phone", "'latency@'"]),
+        ("latency@a@b=8ms", ["device", "'latency@a@b'"]),
+        ("late@phone=8ms", ["Unknown budget 'late'", "Did you mean 'latency'?"]),
+        ("macs@phone=0.5x", ["macs is the same on every device", "'macs@phone'"]),
+        ("latency@worst=8ms", ["latency@worst=0.5x", "latency@worst=8 ms"]),
+        ("energy@worst=0.5x", ["Only latency", "'energy@worst'"]),
+        ("macs>=0.5x", ["at most", "'macs>=0.5x'", "macs<="]),
+        ("throughput<=500/s", ["at least", "'throughput<=500/s'", "throughput>="]),
+        ("throughput=0.5x", ["at least 1x", "throughput=0.5x"]),
+        ("throughput@phone=50%", ["at least 1x", "throughput@phone=0.5x"]),
+        ("throughput=500", ["unit is missing", "/s, x"]),
+        ("throughput=0/s", ["throughput", "above 0", "got 0."]),
+        ("throughput=-5/s", ["above 0", "-5"]),
+        ("throughput=1e999/s", ["finite"]),
+        ("throughput=0x", ["above 0"]),
+        ("energy=50", ["unit is missing", "uJ, mJ, J, x"]),
+        ("size=5", ["unit is missing", "B, kB, MB"]),
     ],
 )
 def test_bad_text_says_the_rule_and_what_was_given(text: str, words: list[str]) -> None:
@@ -101,14 +131,34 @@ def test_scaled() -> None:
             budget.scaled(share)
 
 
+@given(typed=st.integers(1, 10**9), dense=st.floats(1e-3, 1e6))
+def test_a_throughput_is_met_exactly_where_it_is_typed_and_shown_as_typed(typed: int, dense: float) -> None:
+    budget = Budget.parse(f"throughput={typed}/s")
+    assert budget.resolve({"throughput": dense}) == {"throughput": 1000 / typed}
+    assert str(budget) == f"throughput={typed}/s"
+    (share,) = Budget.parse(f"throughput={typed}x").resolve({"throughput": dense}).values()
+    assert share == pytest.approx(dense / typed, rel=1e-15)
+
+
+@given(st.sampled_from(["throughput=300/s", "throughput=2.5x", "energy@a=7mJ", "flops=0.7x"]), st.floats(1e-6, 1e6))
+def test_what_is_suggested_allows_what_it_was_suggested_for(text: str, cost: float) -> None:
+    (limit,) = Budget.parse(text).limits
+    dense = max(cost, 1.0)
+    suggested = limit.allowing(cost, dense)
+    assert Budget.parse(str(suggested)).limits == (suggested,)
+    assert cost <= suggested.resolve(dense) * (1 + 1e-15)
+    assert suggested.resolve(dense) <= cost * 1.0101  # three digits
+
+
+NAMES = [*QUANTITIES, "latency@phone", "latency@a-b_2", "latency@worst", "throughput@phone", "energy@phone"]
 LIMITS = st.builds(
     lambda name, value, relative: Limit(
-        "macs" if name == "flops" else name,
-        value / 1e13 if relative else value,
-        relative,
+        name.replace("flops", "macs"),
+        value / 1e13 if relative or name == "latency@worst" else value,
+        relative or name == "latency@worst",
         name if name == "flops" else "",
     ),
-    name=st.sampled_from(["macs", "flops", "params", "memory", "latency"]),
+    name=st.sampled_from(NAMES),
     value=st.floats(1, 1e13),
     relative=st.booleans(),
 )
@@ -118,6 +168,21 @@ LIMITS = st.builds(
 def test_a_budget_reads_back_as_it_was_written(limits: list[Limit]) -> None:
     budget = Budget(tuple(limits))
     assert Budget.parse(str(budget)) == budget
+
+
+def test_limits_on_devices_are_costs_of_their_own() -> None:
+    budget = Budget.parse("latency@phone=8ms, latency@board=0.5x, latency@phone=0.5x, latency@worst=0.4x")
+    assert budget.costs == ("latency@phone", "latency@board", "latency@worst")
+    dense = {"latency@phone": 20.0, "latency@board": 6.0, "latency@worst": 1.0}
+    assert budget.resolve(dense) == {"latency@phone": 8, "latency@board": 3, "latency@worst": 0.4}
+
+
+def test_parse_cost() -> None:
+    assert parse_cost("latency@phone") == ("latency", "phone")
+    assert parse_cost("throughput") == ("throughput", None)
+    assert parse_cost("macs") == ("macs", None)
+    with pytest.raises(UserError, match="same on every device"):
+        parse_cost("size@phone")
 
 
 @pytest.mark.parametrize(
@@ -132,6 +197,13 @@ def test_a_budget_reads_back_as_it_was_written(limits: list[Limit]) -> None:
         ("memory", 12, "12 B"),
         ("latency", 8.249, "8.25 ms"),
         ("latency", 12345, "12300 ms"),
+        ("latency@phone", 8.249, "8.25 ms"),
+        ("latency@worst", 0.4567, "0.457x"),
+        ("throughput", 2, "500/s"),
+        ("throughput@phone", 0.03, "33300/s"),
+        ("energy", 12.345, "12.3 mJ"),
+        ("size", 5_000_000, "5 MB"),
+        ("weight", 2e6, "2M"),  # of somebody's own
     ],
 )
 def test_format_cost(cost: str, value: float, text: str) -> None:

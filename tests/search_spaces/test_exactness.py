@@ -90,13 +90,36 @@ def test_costs_by_hand() -> None:
     assert costs.peak_bytes == pytest.approx(4 * 2 * 64 * (8 + 6 + 6), rel=0.01)
 
 
+@pytest.mark.parametrize("name", PATTERNS)
+def test_size_is_that_of_the_subnets_state_dict(name: str) -> None:
+    space = space_of(name)
+    for candidate in candidates(space):
+        stored = space.materialise(candidate).state_dict(keep_vars=True)
+        distinct = {id(t): t.numel() * t.element_size() for t in stored.values()}  # tied tensors once
+        assert space.costs(candidate).size_bytes == sum(distinct.values())
+
+
+def test_size_counts_the_type_of_each_tensor_and_only_what_is_stored() -> None:
+    model = randomised(Residual()).to(torch.bfloat16)
+    model.register_buffer("cache", torch.zeros(1000), persistent=False)
+    model.register_buffer("extra", torch.zeros(50, dtype=torch.float64))
+    space = trace(model, IMAGE.to(torch.bfloat16), align=1)
+    costs = space.costs(space.dense)
+    statistics = sum(buffer.numel() * 2 for name, buffer in model.named_buffers() if "running" in name)
+    counters = sum(8 for name, _ in model.named_buffers() if name.endswith("num_batches_tracked"))
+    assert counters > 0
+    assert costs.size_bytes == 2 * costs.params + statistics + counters + 50 * 8
+
+
 def test_costs_of_an_array_equal_those_of_each() -> None:
     space = space_of("dense")
     array = np.array(candidates(space))
     costs = space.costs(array)
     for i, candidate in enumerate(array):
         one = space.costs(tuple(int(level) for level in candidate))
-        assert (one.macs, one.params, one.peak_bytes) == (costs.macs[i], costs.params[i], costs.peak_bytes[i])
+        assert (one.macs, one.params, one.peak_bytes, one.size_bytes) == tuple(
+            getattr(costs, name)[i] for name in ("macs", "params", "peak_bytes", "size_bytes")
+        )
 
 
 @pytest.mark.parametrize("name", ["plain", "residual", "dense", "inverted_residual", "norms", "attention", "split"])

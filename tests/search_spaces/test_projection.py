@@ -193,11 +193,15 @@ def test_an_infeasible_budget_says_what_would_do(space: FakeSpace, shares: dict[
         ),
         ("flops=20k", ["flops=20k allows 20k", "costs 171k (0.0357x", "use flops=170.6k or more"]),
         ("latency=0.5ms", ["latency=0.5 ms allows 0.5 ms", "costs 1.22 ms", "use latency=1.23 ms or more"]),
+        ("throughput=900/s", ["asks for 900/s", "reaches 820/s (2.44x of the dense", "use throughput=819/s or less"]),
+        ("throughput=2.5x", ["throughput=2.5x asks for 839/s", "reaches 820/s", "use throughput=2.44x or less"]),
     ],
 )
 def test_infeasible_budget_in_the_terms_of_the_user(text: str, words: list[str]) -> None:
+    space = tiny_space()
+    space.more_costs["throughput"] = space.more_costs["latency"]
     with pytest.raises(UserError) as caught:
-        check_budget(tiny_space(), Budget.parse([text, "params=1x"]))
+        check_budget(space, Budget.parse([text, "params=1x"]))
     for word in words:
         assert word in str(caught.value)
     assert "params" not in str(caught.value)
@@ -206,7 +210,7 @@ def test_infeasible_budget_in_the_terms_of_the_user(text: str, words: list[str])
 def test_a_cost_that_the_space_cannot_tell() -> None:
     budget = Budget.parse("latency=8ms")
     for call in (lambda s: check_budget(s, budget), lambda s: project(s, [1.0] * 5, budget)):
-        with pytest.raises(UserError, match=r"latency.*macs, params, memory\. Measure a latency table"):
+        with pytest.raises(UserError, match=r"latency.*macs, params, memory\. It is measured.*add_cost\(.latency."):
             call(tiny_space(latency=False))
     assert is_feasible(tiny_space(), tiny_space().dense, budget)
 

@@ -49,7 +49,7 @@ def test_wrong_ratios_and_names() -> None:
         space.candidate({"0.1": 0.5})
     with pytest.raises(ValueError, match=r"lies in \[0, 1\], but got 50.0 for group '0.0'"):
         space.candidate(50.0)
-    with pytest.raises(ValueError, match=r"Unknown cost 'latency'. Available: macs, memory, params"):
+    with pytest.raises(ValueError, match=r"Unknown cost 'latency'. Available: macs, memory, params, size"):
         space.cost("latency", [space.dense])
 
 
@@ -58,7 +58,7 @@ def test_added_costs_are_used_by_projection() -> None:
     space.add_cost("latency", lambda units: units.sum(1).astype(np.float64))
     candidate = space.project([1.0, 0.5], Budget.parse("latency=20ms"))
     assert space.units([candidate])[0].sum() == 20
-    assert set(space.cost_dict(candidate)) == {"macs", "params", "memory", "latency"}
+    assert set(space.cost_dict(candidate)) == {"macs", "params", "memory", "size", "latency"}
 
 
 def test_fingerprint_follows_shapes_and_levels() -> None:
