@@ -320,12 +320,14 @@ def latency(
         ),
     ] = None,
     align: Annotated[
-        int,
+        str,
         typer.Option(
-            help="Channels are kept in multiples of this where a layer is wide enough: 1, 8, 16 ...",
+            metavar="1|8|16|auto",
+            help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the "
+            "runtime is fast, found by measuring for half a minute.",
             rich_help_panel=options.LATENCY,
         ),
-    ] = 8,
+    ] = "8",
     seconds: Annotated[
         float,
         typer.Option(
@@ -355,6 +357,7 @@ def latency(
     debug: options.Debug = False,
 ) -> None:
     """Where does the time go? Latency of a network, share of each layer, and what cuts of each group would save."""
+    from autoprune.align import read_align
     from autoprune.cli_latency import print_latency
     from autoprune.models import ModelSource, parse_model_args
     from autoprune.progress import RichProgress
@@ -368,7 +371,7 @@ def latency(
         batch=batch,
         threads=threads,
         cuts=cut or (0.1, 0.25, 0.5),
-        align=align,
+        align=read_align(align),
         seconds=seconds,
         accuracy=accuracy,
         device_profile=device_profile,

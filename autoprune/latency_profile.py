@@ -88,6 +88,7 @@ class LatencyProfile:
         macs, params: of the dense network; None where it could not be traced.
         layers: the largest first; empty where the runtime cannot tell.
         timeless: modules without time of their own, by kind: fused into a neighbour, or free.
+        align: channels are kept in multiples of this where a layer is wide enough; None where nothing can be cut.
         cuts: shares of a group's units that are cut.
         savings: one entry per group, in order of execution.
         refusal: why nothing can be cut; "" where something can.
@@ -103,6 +104,7 @@ class LatencyProfile:
     params: float | None
     layers: tuple[Layer, ...]
     timeless: Mapping[str, int]
+    align: int | None
     cuts: tuple[float, ...]
     savings: tuple[Saving, ...]
     refusal: str = ""

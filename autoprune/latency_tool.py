@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from autoprune.align import DEFAULT
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
@@ -24,6 +25,7 @@ from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
+from autoprune.steps import find_steps, kinds_of
 
 CUTS = (0.1, 0.25, 0.5)
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -36,7 +38,7 @@ def profile_latency(
     runtime: str | Runtime = "eager",
     threads: int = 1,
     cuts: Sequence[float] = CUTS,
-    align: int = 8,
+    align: int | str = DEFAULT,
     seconds: float = 120.0,
     accuracy: float = 0.005,
     device_profile: str | Path | None = None,
@@ -51,7 +53,8 @@ def profile_latency(
         runtime: a runtime, or how one is written: ``"onnxruntime"``, ``"eager:precision=bf16"``.
         threads: that work on one run; not used where `runtime` is no text.
         cuts: shares of a group's units to cut, each in (0, 1).
-        align: channels are kept in multiples of this where a layer is wide enough.
+        align: channels are kept in multiples of this where a layer is wide enough; ``"auto"`` finds the step of the
+            runtime first, which takes about half a minute.
         seconds: about how long cuts are measured, the deepest first; the others are predicted. 0 predicts all.
         accuracy: half-width of the interval of a latency at which measuring stops, as a share of it.
         device_profile: file of what is known of devices: subnets in it are not measured again, new ones are added.
@@ -64,11 +67,16 @@ def profile_latency(
     """
     if not cuts or any(not 0 < cut < 1 for cut in cuts):
         raise UserError(f"A cut is a share of the units between 0 and 1, but got {list(cuts)}. Write 25 % as 0.25.")
+    if align != "auto" and not (isinstance(align, int) and align >= 1):
+        raise UserError(f"`align` must be a whole number of at least 1, or 'auto', but got {align!r}.")
     cuts = tuple(sorted(set(cuts)))
     runtime = make_runtime(runtime, threads=threads) if isinstance(runtime, str) else runtime
     device = None if device_profile is None else DeviceProfile(device_profile)
     _check_runs(model, inputs)
-    space, refusal = _traced(model, inputs, align)
+    space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
+    if space is not None and align == "auto":
+        align = _find_step(space, runtime, device, progress)
+        space, refusal = _traced(model, inputs, align)
     energy, no_energy = _energy_meter()
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
         dense = stopwatch.measure({}, progress=progress)["dense"]
@@ -96,6 +104,7 @@ def profile_latency(
         params=costs.get("params"),
         layers=layers,
         timeless=timeless if layers else {},
+        align=int(align) if space is not None else None,
         cuts=cuts,
         savings=savings,
         refusal=refusal,
@@ -118,10 +127,22 @@ def _check_runs(model: nn.Module, inputs: Any) -> None:
         ) from error
 
 
-def _traced(model: nn.Module, inputs: Any, align: int) -> tuple[SearchSpace | None, str]:
+def _find_step(space: SearchSpace, runtime: Runtime, device: DeviceProfile | None, progress: Progress) -> int:
+    """The largest step of the kinds of ops that a network has, from the device profile or measured now."""
+    kinds = kinds_of(space.ops)
+    steps = {} if device is None else device.entry(runtime).steps
+    unknown = [kind for kind in kinds if kind not in steps]
+    if unknown:
+        steps.update(find_steps(runtime, unknown, progress=progress))
+    if device is not None:
+        device.save()
+    return max((steps[kind] for kind in kinds), default=DEFAULT)
+
+
+def _traced(model: nn.Module, inputs: Any, align: int | str) -> tuple[SearchSpace | None, str]:
     """The search space, or why there is none."""
     try:
-        return trace(model, inputs, align=align), ""
+        return trace(model, inputs, align=int(align)), ""
     except UserError as error:
         return None, str(error)
     except Exception as error:  # whatever a model that runs may do to the tracer: its latency is still of use

@@ -81,7 +81,7 @@ def best_cuts(profile: LatencyProfile) -> list[str]:
             f"{saving.group} to {cut.kept} of {saving.units} ({-cut.saved_ms:.2g} ms)" for saving, cut in slower[:SHOWN]
         )
         how_many = "1 cut makes" if len(slower) == 1 else f"{len(slower)} cuts make"
-        lines.append(f"{how_many} the network slower: {shown}. Widths in larger steps (--align) may avoid that.")
+        lines.append(f"{how_many} the network slower: {shown}: the runtime is not as fast at these widths.")
     if poor := [(saving, cut) for saving, cut in deepest if cut.macs > 0.01 and cut.saved < LITTLE * cut.macs]:
         shown = ", ".join(
             f"{saving.group} ({percent(cut.macs)} → {percent(cut.saved)})" for saving, cut in poor[:SHOWN]
@@ -98,7 +98,8 @@ def notes(profile: LatencyProfile) -> list[str]:
         + (f"; those with ~ are predicted ({profile.predictor})." if measured < total else ".")
     ]
     lines.append(
-        "± is half the 95 % interval; a cut whose interval holds 0 is dim. – : no level of the group is near this cut. "
-        "Savings of several groups do not simply add up."
+        "± is half the 95 % interval; a cut whose interval holds 0 is dim. Channels are kept in multiples of "
+        f"{profile.align} where a layer is wide enough; – : no such number is near the cut. Savings of several groups "
+        "do not simply add up."
     )
     return lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune import cli_latency, latency_savings
+from autoprune import cli_latency, latency_savings, latency_tool
 from autoprune.cli import app
 from autoprune.cli_latency import bar
 from autoprune.latency_profile import LatencyProfile
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency
-from autoprune.latency_words import best_cuts
+from autoprune.latency_words import best_cuts, notes
 from autoprune.measure import Stopwatch
 from autoprune.runtimes import Runnable, Runtime, Session, Times
 from autoprune.search_spaces import UserError, trace
@@ -167,6 +167,23 @@ def test_a_device_profile_of_a_slower_machine_is_not_used(tmp_path: Path) -> Non
     assert cut.saved_ms == pytest.approx(0.5 * 0.64)
 
 
+def test_levels_follow_the_step_of_the_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a step of 2, 58 of 64 channels are nearest to a cut of 10 %; the device profile remembers the step."""
+    asked: list[tuple[str, ...]] = []
+
+    def steps(runtime: Runtime, kinds: Iterable[str], **rest: Any) -> dict[str, int]:
+        asked.append(tuple(kinds))
+        return {"conv": 2}
+
+    monkeypatch.setattr(latency_tool, "find_steps", steps)
+    for _ in range(2):
+        found = profile(align="auto", device_profile=tmp_path / "device.json")
+        assert found.align == 2
+        assert [cut and cut.kept for cut in found.savings[0].cuts] == [58, 48, 32]
+        assert "multiples of 2" in " ".join(notes(found))
+    assert asked == [("conv",)]
+
+
 def test_cuts_that_make_the_network_slower_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that pays 1 ms for widths beside multiples of 16, cutting group 0 from 64 to 56 costs 0.84 ms."""
     law = Known.layers
@@ -226,6 +243,7 @@ def test_what_cannot_be_cut_is_still_timed() -> None:
         ({"cuts": ()}, "between 0 and 1"),
         ({"runtime": "onnx"}, "Unknown runtime 'onnx'. Did you mean 'onnxruntime'"),
         ({"accuracy": 0}, "accuracy"),
+        ({"align": 0}, "`align` must be a whole number"),
     ],
 )
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
