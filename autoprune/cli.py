@@ -311,6 +311,9 @@ def latency(
         typer.Option(help="Samples a run. Default: as in --input-shape, else 1.", rich_help_panel=options.DATA),
     ] = None,
     threads: Annotated[int, typer.Option(help="Threads of one run.", rich_help_panel=options.LATENCY)] = 1,
+    device: Annotated[
+        str, typer.Option(help="cpu; eager and compile also run on cuda.", rich_help_panel=options.LATENCY)
+    ] = "cpu",
     cut: Annotated[
         list[float] | None,
         typer.Option(
@@ -370,6 +373,7 @@ def latency(
         shape=input_shape,
         batch=batch,
         threads=threads,
+        device=device,
         cuts=cut or (0.1, 0.25, 0.5),
         align=read_align(align),
         seconds=seconds,

@@ -37,6 +37,7 @@ def profile_latency(
     *,
     runtime: str | Runtime = "eager",
     threads: int = 1,
+    device: str = "cpu",
     cuts: Sequence[float] = CUTS,
     align: int | str = DEFAULT,
     seconds: float = 120.0,
@@ -51,7 +52,7 @@ def profile_latency(
         model: not changed.
         inputs: a tensor, a tuple of positional or a dict of keyword arguments, at the batch size to measure.
         runtime: a runtime, or how one is written: ``"onnxruntime"``, ``"eager:precision=bf16"``.
-        threads: that work on one run; not used where `runtime` is no text.
+        threads, device: of the runtime; not used where `runtime` is no text.
         cuts: shares of a group's units to cut, each in (0, 1).
         align: channels are kept in multiples of this where a layer is wide enough; ``"auto"`` finds the step of the
             runtime first, which takes about half a minute.
@@ -70,12 +71,12 @@ def profile_latency(
     if align != "auto" and not (isinstance(align, int) and align >= 1):
         raise UserError(f"`align` must be a whole number of at least 1, or 'auto', but got {align!r}.")
     cuts = tuple(sorted(set(cuts)))
-    runtime = make_runtime(runtime, threads=threads) if isinstance(runtime, str) else runtime
-    device = None if device_profile is None else DeviceProfile(device_profile)
+    runtime = make_runtime(runtime, threads=threads, device=device) if isinstance(runtime, str) else runtime
+    known = None if device_profile is None else DeviceProfile(device_profile)
     _check_runs(model, inputs)
     space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
     if space is not None and align == "auto":
-        align = _find_step(space, runtime, device, progress)
+        align = _find_step(space, runtime, known, progress)
         space, refusal = _traced(model, inputs, align)
     energy, no_energy = _energy_meter()
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
@@ -91,7 +92,7 @@ def profile_latency(
                 dense=dense,
                 seconds=seconds,
                 accuracy=accuracy,
-                profile=device,
+                profile=known,
                 progress=progress,
             )
     costs = {} if space is None else space.cost_dict(space.dense)
@@ -127,15 +128,15 @@ def _check_runs(model: nn.Module, inputs: Any) -> None:
         ) from error
 
 
-def _find_step(space: SearchSpace, runtime: Runtime, device: DeviceProfile | None, progress: Progress) -> int:
+def _find_step(space: SearchSpace, runtime: Runtime, known: DeviceProfile | None, progress: Progress) -> int:
     """The largest step of the kinds of ops that a network has, from the device profile or measured now."""
     kinds = kinds_of(space.ops)
-    steps = {} if device is None else device.entry(runtime).steps
+    steps = {} if known is None else known.entry(runtime).steps
     unknown = [kind for kind in kinds if kind not in steps]
     if unknown:
         steps.update(find_steps(runtime, unknown, progress=progress))
-    if device is not None:
-        device.save()
+    if known is not None:
+        known.save()
     return max((steps[kind] for kind in kinds), default=DEFAULT)
 
 

@@ -365,6 +365,7 @@ def test_command_on_what_cannot_be_cut() -> None:
         (["--data", "digits", "--input-shape", "1x1x8x8"], "both say what the input is"),
         (["--out", "nowhere/page.html"], "there is no folder nowhere"),
         (["--cut", "1.5"], "between 0 and 1"),
+        (["--runtime", "onnxruntime", "--device", "cuda"], "only eager and compile do"),
     ],
 )
 def test_errors_of_the_command(arguments: list[str], words: str) -> None:
@@ -378,7 +379,7 @@ def test_errors_of_the_command(arguments: list[str], words: str) -> None:
 def test_a_noisy_machine_is_refused_with_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     noise = (1.0, 3.0, 1.5, 9.0, 1.2, 30.0, 2.0)
     monkeypatch.setitem(RATES, "0", 0.02)
-    monkeypatch.setattr(cli_latency, "make_runtime", lambda name, threads: KnownRuntime(noise))
+    monkeypatch.setattr(cli_latency, "make_runtime", lambda name, **settings: KnownRuntime(noise))
     monkeypatch.setattr(Known, "layers", lambda self: {"layer": 1.0})
     result = call(*NET, "--input-shape", "1x1x8x8")
     assert result.exit_code == 2, result.output
