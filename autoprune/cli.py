@@ -343,7 +343,7 @@ def latency(
         typer.Option(
             help="Measure until latencies are known to this share of themselves.", rich_help_panel=options.LATENCY
         ),
-    ] = 0.005,
+    ] = 0.01,
     device_profile: Annotated[
         Path | None,
         typer.Option(

@@ -104,6 +104,8 @@ def find_savings(
             if candidate not in learnt:
                 model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
         mean, deviation = (values / model.dense_ms for values in model.predict(space.units(missing)))
+        # what the model cannot tell from the dense network has no deviation; it may still differ as others do
+        deviation = np.where(deviation > 0, deviation, model.error.mape)
         values = zip(missing, mean.tolist(), deviation.tolist(), strict=True)
         predicted = {candidate: Ratio(value, error) for candidate, value, error in values}
         predictor = str(model.error)

@@ -41,7 +41,7 @@ def profile_latency(
     cuts: Sequence[float] = CUTS,
     align: int | str = DEFAULT,
     seconds: float = 120.0,
-    accuracy: float = 0.005,
+    accuracy: float = 0.01,
     device_profile: str | Path | None = None,
     network: str | None = None,
     progress: Progress = NO_PROGRESS,
