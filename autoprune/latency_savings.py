@@ -7,7 +7,7 @@ keeps what was measured, and the next call goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,13 +85,14 @@ def find_savings(
     entry = None if profile is None else profile.entry(stopwatch.runtime)
     known = {} if entry is None else _recall(space, stopwatch, dense.batch, entry, progress)
     measured = {candidate: known[candidate] for candidate in wanted if candidate in known}
-    new = _measure(space, stopwatch, [c for c in wanted if c not in known], seconds, accuracy, progress)
-    measured.update(new)
-    if entry is not None and profile is not None:
-        ms = stopwatch.dense_ms
-        kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in new.items())
-        entry.keep(space.fingerprint, dense.batch, stopwatch.dense, kept)
-        profile.save()
+    unknown = [candidate for candidate in wanted if candidate not in known]
+    for block in _measure(space, stopwatch, unknown, seconds, accuracy, progress):
+        measured.update(block)
+        if entry is not None and profile is not None:
+            ms = stopwatch.dense_ms
+            kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in block.items())
+            entry.keep(space.fingerprint, dense.batch, stopwatch.dense, kept)
+            profile.save()
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
     predictor = ""
@@ -134,9 +135,8 @@ def _measure(
     seconds: float,
     accuracy: float,
     progress: Progress,
-) -> dict[Candidate, Ratio]:
+) -> Iterator[dict[Candidate, Ratio]]:
     """Time subnets, a few together, for as long as the next ones are likely to be done within `seconds`."""
-    found: dict[Candidate, Ratio] = {}
     start, slowest = time.monotonic(), 0.0
     with progress.task("Measuring cuts", total=len(wanted), unit="subnets") as task:
         for first in range(0, len(wanted), TOGETHER):
@@ -145,10 +145,9 @@ def _measure(
                 break
             block = wanted[first : first + TOGETHER]
             latencies = _timed(space, stopwatch, block, accuracy)
-            found.update({c: Ratio.of(latencies[_name(space, c)]) for c in block})
+            yield {candidate: Ratio.of(latencies[_name(space, candidate)]) for candidate in block}
             slowest = max(slowest, time.monotonic() - before)
             task.advance(len(block))
-    return found
 
 
 def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate], accuracy: float) -> dict[str, Latency]:

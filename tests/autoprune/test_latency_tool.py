@@ -199,7 +199,7 @@ def test_cuts_that_make_the_network_slower_are_said(monkeypatch: pytest.MonkeyPa
     assert other is not None
     assert other.kept == 28
     text = " ".join(best_cuts(found))
-    assert "2 cuts make the network slower: 1 to 28 of 32 (0.96 ms), 0 to 56 of 64 (0.84 ms)." in text
+    assert "2 cuts make the network slower: 1 to 28 of 32 (0.96 ms), 0 to 56 of 64 (0.84 ms): the runtime" in text
     assert [saving.group for saving in found.ranking] == ["0", "1"], "by the deepest cut, which is in step"
 
 
