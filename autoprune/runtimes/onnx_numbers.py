@@ -1,8 +1,9 @@
 """The whole numbers inside an ONNX graph, and how they follow from the widths of the network.
 
-Groups of a depthwise convolution and sizes of a reshape are numbers in the graph, not tensors. Two exports of one
-network at different widths have the same nodes; every number in which they differ is tied to a dimension of a tensor
-that it is a fixed multiple of in all exports, of the nearest module that has one.
+Groups of a depthwise convolution and sizes of a reshape are numbers in the graph, not tensors, and so are the shapes
+that the exporter noted for every value (the optimiser folds with them). Two exports of one network at different widths
+have the same nodes; every number in which they differ is tied to a dimension of a tensor that it is a fixed multiple
+of in all exports, of the nearest module that has one.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Export:
     @classmethod
     def read(cls, model: ir.Model) -> Export:
         """Read a graph."""
-        found = [(number, scope(node)) for node, _, numbers in _attributes(model) for number in numbers]
+        found = [(number, scope(node)) for node, _, numbers in _places(model) for number in numbers]
         return cls(tuple(number for number, _ in found), tuple(path for _, path in found), shapes_of(model))
 
     def is_like(self, other: Export) -> bool:
@@ -57,9 +58,9 @@ class Multiple:
         return int(self.ratio * shapes[self.name][self.axis])
 
 
-def explain(dense: Export, others: Sequence[Export]) -> dict[int, Multiple]:
-    """For each number that is not the same in all exports, what it is a multiple of; left out where nothing is."""
-    found = {}
+def explain(dense: Export, others: Sequence[Export]) -> dict[int, Multiple | None]:
+    """For each number that is not the same in all exports, what it is a multiple of; None where nothing fits."""
+    found: dict[int, Multiple | None] = {}
     for index, number in enumerate(dense.numbers):
         if all(other.numbers[index] == number for other in others):
             continue
@@ -69,29 +70,36 @@ def explain(dense: Export, others: Sequence[Export]) -> dict[int, Multiple]:
             for axis, size in enumerate(shape)
             if size and all(other.numbers[index] * size == number * other.shapes[name][axis] for other in others)
         ]
-        if candidates:
-            path = dense.scopes[index].split(".")
-            found[index] = max(candidates, key=lambda candidate: _shared(path, candidate.name.split(".")))
+        path = dense.scopes[index].split(".")
+        found[index] = max(candidates, key=lambda multiple: _shared(path, multiple.name.split(".")), default=None)
     return found
 
 
-def write_numbers(model: ir.Model, numbers: Sequence[int]) -> None:
-    """Put `numbers` where `Export.read` finds them."""
+def write_numbers(model: ir.Model, numbers: Sequence[int | None]) -> None:
+    """Put `numbers` where `Export.read` finds them; None leaves an attribute as it is and removes a noted shape."""
     import onnx_ir as ir
 
     at = 0
-    for node, name, old in list(_attributes(model)):
+    for node, where, old in list(_places(model)):
         new = list(numbers[at : at + len(old)])
         at += len(old)
         if new == old:
             continue
-        attribute = node.attributes[name]
-        value: Any = new
-        if attribute.type == ir.AttributeType.INT:
-            value = new[0]
-        elif attribute.type == ir.AttributeType.TENSOR:
-            value = ir.tensor(np.array(new, dtype=np.int64).reshape(attribute.value.numpy().shape))
-        node.attributes[name] = ir.Attr(name, attribute.type, value)
+        if isinstance(where, int):
+            output = node.outputs[where]
+            left = iter(new)
+            sizes = [next(left) if isinstance(size, int) else size for size in output.shape or ()]
+            output.shape = None if None in new else ir.Shape(sizes)
+        elif None not in new:
+            attribute = node.attributes[where]
+            value: Any = new
+            if attribute.type == ir.AttributeType.INT:
+                value = new[0]
+            elif attribute.type == ir.AttributeType.TENSOR:
+                value = ir.tensor(np.array(new, dtype=np.int64).reshape(attribute.value.numpy().shape))
+            node.attributes[where] = ir.Attr(where, attribute.type, value)
+            for output in node.outputs:
+                output.const_value = None  # a note of the old number
 
 
 def shapes_of(model: ir.Model) -> Shapes:
@@ -114,8 +122,8 @@ def scope_of(text: str) -> str:
     return str(paths[-1]) if paths and not paths[-1].startswith("_empty_nn_module_stack") else ""
 
 
-def _attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, list[int]]]:
-    """Every attribute of whole numbers: (node, name, its numbers)."""
+def _places(model: ir.Model) -> Iterator[tuple[ir.Node, str | int, list[int]]]:
+    """Everything that holds whole numbers: (node, name of an attribute or index of an output, the numbers)."""
     import onnx_ir as ir
 
     for node in model.graph:
@@ -126,6 +134,8 @@ def _attributes(model: ir.Model) -> Iterator[tuple[ir.Node, str, list[int]]]:
                 yield node, name, list(attribute.value)
             elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.INT64:
                 yield node, name, attribute.value.numpy().ravel().tolist()
+        for index, output in enumerate(node.outputs):
+            yield node, index, [size for size in output.shape or () if isinstance(size, int)]
 
 
 def _shared(path: list[str], name: list[str]) -> int:

@@ -69,7 +69,7 @@ class OnnxTemplate:
         self._program = self._export(dense)
         self._dense = Export.read(self._program.model)
         self._others: list[Export] = []
-        self._multiples: dict[int, Multiple] = {}
+        self._multiples: dict[int, Multiple | None] = {}
 
     def make(self, model: nn.Module, start: Callable[[bytes], Call]) -> tuple[bytes, Call]:
         """The graph of the dense network or a subnet, started by `start` and compared with PyTorch.
@@ -136,14 +136,11 @@ class OnnxTemplate:
             if name in tensors:
                 value.const_value = ir.tensor(tensors[name].detach().contiguous(), name=name)
                 value.shape = value.const_value.shape
-        for node in filled.graph:
-            for output in node.outputs:  # what the exporter noted about the dense network; the optimiser believes it
-                if not output.is_graph_output():
-                    output.shape, output.const_value = None, None
         if self._multiples:
-            numbers, shapes = list(self._dense.numbers), shapes_of(filled)
+            numbers: list[int | None] = list(self._dense.numbers)
+            shapes = shapes_of(filled)
             for index, multiple in self._multiples.items():
-                numbers[index] = multiple.value(shapes)
+                numbers[index] = multiple.value(shapes) if multiple else None
             write_numbers(filled, numbers)
         return _optimised(program)
 

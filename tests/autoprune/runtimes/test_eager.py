@@ -118,6 +118,7 @@ def test_timers_read_the_clock_they_are_named_after(monkeypatch: pytest.MonkeyPa
     assert clocks.cpu_timer(2)(lambda: None) == (500.0, 125.0)
 
 
+@pytest.mark.slow
 def test_compiled_subnets_keep_their_own_widths() -> None:
     """Two subnets share their code; each must get a compiled form of its own, and the first keep running."""
     net = nn.Sequential(nn.Conv2d(3, 8, 3, stride=8), nn.ReLU(), nn.Conv2d(8, 2, 1)).eval()
