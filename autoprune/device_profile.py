@@ -94,7 +94,7 @@ class Entry:
         )
 
     def forget(self, space: str, batch: int) -> None:
-        """Drop a network, in the file too; its ops' times, measured at the same speed, go with all others."""
+        """Drop a network, and the times of all ops, which were measured at that speed; in the file, too."""
         network = self._networks.pop(f"{space}/{batch}", None)
         if network is not None:
             self._forgotten.add((f"{space}/{batch}", network.measured))

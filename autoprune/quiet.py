@@ -1,7 +1,7 @@
 """Circumstances under which times are measured, each put back afterwards.
 
-A core of its own (`os.sched_setaffinity`) is not among them: it made nothing steadier, and with busy neighbours things
-worse, since the scheduler could then no longer move the process to a free core (docs/measuring.md).
+A core of its own (`os.sched_setaffinity`) is not among them: beside high priority it made things worse, since the
+scheduler may then not move the process to a free core (docs/measuring.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 
 PRIORITY = -10
-"""Nice value while measuring. With every core taken by other programs, it makes wall-clock time what it is alone."""
+"""Nice value while measuring. With every core taken by other programs, wall-clock time is then what it is alone."""
 
 
 @contextmanager

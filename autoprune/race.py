@@ -6,7 +6,7 @@ both and fall out of the ratio.
 
 At its turn a network runs twice, and the second run counts: the first one brings back what the others pushed out of the
 processor's caches. Without that, the first and the last of a round, which follow themselves in every second round,
-would look faster than those between them (up to a tenth: docs/measuring.md).
+would look up to 5 % faster than those between them (docs/measuring.md).
 """
 
 from __future__ import annotations
