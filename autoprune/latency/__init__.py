@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autoprune.latency.choose import informative, mixed
-from autoprune.latency.model import Error, LatencyModel, Sample
+from autoprune.latency.model import Error, LatencyModel
+from autoprune.latency.samples import Sample
 from autoprune.latency.table import LatencyTable, describe
 
 __all__ = ["Error", "LatencyModel", "LatencyTable", "Sample", "describe", "informative", "mixed"]

@@ -2,14 +2,15 @@
 
 Model, in units of the dense network (``y`` = measured / dense; ``s`` = shares; ``x = s - 1``, 0 for the dense network):
 
-    y = 1 + sum_k (w_k x_k + v_k s_k x_k) + error,    error ~ N(0, (sigma y)^2 + se^2)
+    y = 1 + sum_k (w_k x_k + v_k s_k x_k + u c_k s_k [s_k < 1]) + error,    error ~ N(0, (sigma y)^2 + se^2)
 
 So feature k takes the time w s + v s (s - 1): w in the dense network, nothing at width 0, bent in between by v, since
-devices are not equally efficient at all widths. The prior mean of w is the roofline's guess c, that of v is 0. Weights
-differ from that by a factor common to all (sd `COMMON`), by one of each kind and role of op (sd `kinds`), and on their
-own (sd `own` and `bend`, in shares of c plus a small part of everything):
+devices are not equally efficient at all widths. u is what cut ops lose beside dense ones, whose widths are rounder.
+The prior mean of w is the roofline's guess c, that of v and u is 0. Weights differ from that by a factor common to all
+(sd `COMMON`), by one of each kind and role of op (sd `kinds`), and on their own (sd `own` and `bend`, in shares of c
+plus a small part of everything; `JUMP` for u):
 
-    w = c + common c + amounts^T a + own spread b,    v = bend spread d,    common, a, b, d normal
+    w = c + common c + amounts^T a + own spread b,    v = bend spread d,    u = JUMP e,    common, a, b, d, e normal
 
 So ops that were never cut alone still learn from ops of their kind. `sigma` is the spread that neither measuring nor
 the model explains; sigma, kinds, own and bend maximise the marginal likelihood on a fixed grid. The posterior and all
@@ -30,6 +31,7 @@ from scipy.linalg import cho_solve, solve_triangular
 from autoprune.search_spaces.types import FloatArray
 
 COMMON = 1.0
+JUMP = 0.05
 SIGMAS = (0.01, 0.015, 0.02, 0.03, 0.05, 0.08)
 KINDS = (0.1, 0.3, 1.0, 3.0)
 BENDS = (0.0, 0.03, 0.1, 0.3, 1.0)
@@ -63,13 +65,13 @@ class Prior:
         return spread
 
     def common(self, kinds: float) -> FloatArray:
-        """Changes of all weights (w, then v) by one standard deviation of what they share, [2 K, 1 + A]."""
+        """Changes of all weights (w, v, u) by one standard deviation of what they share, [2 K + 1, 1 + A]."""
         together = np.concatenate([COMMON * self.guess[:, None], kinds * self.amounts.T], axis=1)
-        return np.concatenate([together, np.zeros_like(together)])
+        return np.concatenate([together, np.zeros((len(together) + 1, together.shape[1]))])
 
     def alone(self, own: float, bend: float) -> FloatArray:
-        """Standard deviation of each weight's own part, [2 K]."""
-        return np.concatenate([own * self.spread, bend * self.spread])
+        """Standard deviation of each weight's own part, [2 K + 1]."""
+        return np.concatenate([own * self.spread, bend * self.spread, [JUMP]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +79,16 @@ class Posterior:
     """Weights after the samples, and what is left unknown of them.
 
     Attributes:
-        weights: w, then v, [2 K].
-        common, alone, known: [2 K, 1 + A], [2 K], [2 K, N]: the covariance of the weights is
+        guess: prior mean of w, [K].
+        weights: w, v and u, [2 K + 1].
+        common, alone, known: [2 K + 1, 1 + A], [2 K + 1], [2 K + 1, N]: the covariance of the weights is
             common common^T + diag(alone^2) - known known^T.
         sigma, kinds, own, bend: as chosen.
         left_out, left_out_sd: of each sample, predicted from the others, [N].
         evidence: log marginal likelihood, up to a constant.
     """
 
+    guess: FloatArray
     weights: FloatArray
     common: FloatArray
     alone: FloatArray
@@ -99,7 +103,7 @@ class Posterior:
 
     def predict(self, shares: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Shares [n, K] -> ratio to dense [n], standard deviation of a new measurement of it [n]; (1, 0) at dense."""
-        x = basis(shares)
+        x = basis(shares, self.guess)
         ratio = 1 + x @ self.weights
         variance = ((x @ self.common) ** 2).sum(1) + (x**2) @ self.alone**2 - ((x @ self.known) ** 2).sum(1)
         noise = np.where(x.any(1), self.sigma * ratio, 0.0)
@@ -107,14 +111,14 @@ class Posterior:
 
     def times(self, shares: FloatArray) -> FloatArray:
         """Time of each feature in units of the dense network, [n, K]."""
-        w, v = np.split(self.weights, 2)
-        return shares * (w + v * (shares - 1))
+        w, v = np.split(self.weights[:-1], 2)
+        return shares * (w + v * (shares - 1) + self.weights[-1] * self.guess * (shares < 1))
 
 
-def basis(shares: FloatArray) -> FloatArray:
-    """What the weights are multiplied by, [n, 2 K]; zeros for the dense network."""
+def basis(shares: FloatArray, guess: FloatArray) -> FloatArray:
+    """What the weights w, v and u are multiplied by, [n, 2 K + 1]; zeros for the dense network."""
     x = shares - 1
-    return np.concatenate([x, shares * x], axis=1)
+    return np.concatenate([x, shares * x, ((shares * (shares < 1)) @ guess)[:, None]], axis=1)
 
 
 def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior) -> Posterior:
@@ -125,13 +129,15 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
         ratios: measured / dense, > 0, [N].
         errors: their standard errors, as far as known, [N].
     """
-    x = basis(shares)
-    mean = np.concatenate([prior.guess, np.zeros_like(prior.guess)])
+    x = basis(shares, prior.guess)
+    mean = np.concatenate([prior.guess, np.zeros(len(prior.guess) + 1)])
     residual = ratios - 1 - x @ mean
     # the covariance of the samples is a sum of parts that do not change from setting to setting
     parts = [x @ root for root in (prior.common(0.0), prior.common(1.0)[:, 1:])]
-    parts += [x * prior.alone(1.0, 0.0), x * prior.alone(0.0, 1.0)]
-    common, by_kind, by_feature, by_bend = (part @ part.T for part in parts)
+    fixed, own_only, bend_only = prior.alone(0.0, 0.0), prior.alone(1.0, 0.0), prior.alone(0.0, 1.0)
+    parts += [x * fixed, x * (own_only - fixed), x * (bend_only - fixed)]
+    common, by_kind, by_jump, by_feature, by_bend = (part @ part.T for part in parts)
+    common += by_jump
 
     def covariance(setting: FloatArray) -> FloatArray:
         sigma, kinds, own, bend = setting
@@ -152,6 +158,7 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
     solved = cho_solve((factor, True), residual)
     inverse = cho_solve((factor, True), np.eye(len(ratios)))
     return Posterior(
+        guess=prior.guess,
         weights=mean + cross @ solved,
         common=shared,
         alone=alone,

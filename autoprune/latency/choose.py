@@ -51,8 +51,9 @@ def informative(space: SearchSpace, count: int, seed: int) -> list[Candidate]:
     prior = Prior(features.amounts)
     shares = features(space.units(pool))
     guess = np.maximum(shares @ prior.guess, 0.01)
-    x = basis(shares) / guess[:, None]
-    roots = np.concatenate([x @ prior.common(KINDS), x * prior.alone(OWN, BEND)], axis=1)
+    x = basis(shares, prior.guess) / guess[:, None]
+    alone = (x * prior.alone(OWN, BEND))[:, :-1]  # but the jump beside dense, which any subnet shows
+    roots = np.concatenate([x @ prior.common(KINDS), alone], axis=1)
     covariance = roots @ roots.T  # [P, P], relative
     free = list(range(len(pool)))
     chosen: list[int] = []

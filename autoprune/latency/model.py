@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ import numpy as np
 from scipy.stats import norm, spearmanr
 
 from autoprune.device import device_fingerprint, device_info
-from autoprune.device_profile import DeviceProfile, KeptSample
+from autoprune.device_profile import DeviceProfile
 from autoprune.files import atomic_write, read_json
 from autoprune.latency.bayes import Posterior, Prior, fit
-from autoprune.latency.choose import informative
 from autoprune.latency.features import Features
+from autoprune.latency.samples import Sample, measure_samples
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, CostModel, SearchSpace, UserError
 from autoprune.search_spaces.types import FloatArray, IntArray
@@ -36,24 +36,8 @@ STEPS = (1, 8, 16, 32)
 """Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
 CLEARLY = 3.0
 """By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
-TOGETHER = 8
-"""Subnets in one race with the dense network."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A measured subnet.
-
-    Attributes:
-        ms: its measured cost, drift taken out where it was measured in turns with the dense network.
-        se: standard error of `ms`; 0 where it is not known.
-    """
-
-    candidate: Candidate
-    ms: float
-    se: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +74,7 @@ class LatencyModel:
         samples: everything learnt from, in order.
         runtime: what was measured, for people, as `Runtime.describe` says it.
         quantity, unit: what is predicted.
+        batch: size of the batch that is timed.
         fingerprint: of the device; predictions hold only there.
     """
 
@@ -107,6 +92,7 @@ class LatencyModel:
         self.runtime, self.quantity, self.unit = runtime, quantity, unit
         self.fingerprint = device_fingerprint()
         self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
+        self.batch = batch_size(space.example_inputs)
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
         self._units = space.units
         self._layers = dict(layers or {})
@@ -136,32 +122,9 @@ class LatencyModel:
         Raises:
             UserError: the runtime cannot run one, or the device is too noisy.
         """
-        batch = batch_size(space.example_inputs)
-        entry = None if profile is None else profile.entry(stopwatch.runtime)
-        known: dict[Candidate, Sample] = {}
-        if entry is not None:
-            stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
-            if stale is not None:
-                progress.say(stale)
-                entry.forget(space.fingerprint, batch)
-            elif (network := entry.network(space.fingerprint, batch)) is not None:
-                scale = stopwatch.dense_ms / network.dense.value
-                known = {c: Sample(c, s.ms * scale, s.se * scale) for c, s in network.samples.items()}
-        candidates = [c for c in informative(space, subnets, seed) if c not in known]
-        ratios = {c: ratio for part in batched(candidates) for c, ratio in _race(space, stopwatch, part, progress)}
-        dense_ms = stopwatch.dense_ms
-        measured = [Sample(c, value * dense_ms, se * dense_ms) for c, (value, se) in ratios.items()]
-        if entry is not None and profile is not None:
-            kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-            entry.keep(space.fingerprint, batch, stopwatch.dense, kept)
-            profile.save()
-        return cls(
-            space,
-            dense_ms,
-            (*known.values(), *measured),
-            layers=stopwatch.layers(),
-            runtime=stopwatch.runtime.describe(),
-        )
+        dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, profile, progress)
+        layers, runtime = stopwatch.layers(), stopwatch.runtime.describe()
+        return cls(space, dense_ms, samples, layers=layers, runtime=runtime)
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -254,6 +217,7 @@ class LatencyModel:
             "device": device_info(),
             "fingerprint": self.fingerprint,
             "space": self._space_fingerprint,
+            "batch": self.batch,
             "dense_ms": self.dense_ms,
             "layers": self._layers,
             "samples": [asdict(sample) for sample in self.samples],
@@ -273,6 +237,11 @@ class LatencyModel:
                 raise UserError(f"{path} has another format than this release writes; measure it again.")
             if content["space"] != space.fingerprint:
                 raise UserError(f"{path} was made for another network or other levels. Measure it again.")
+            if content["batch"] != batch_size(space.example_inputs):
+                raise UserError(
+                    f"{path} was measured at batch size {content['batch']}, the space has "
+                    f"{batch_size(space.example_inputs)}. Trace with inputs of that batch size, or measure again."
+                )
             if content["fingerprint"] != device_fingerprint():
                 device = content["device"]
                 raise UserError(
@@ -286,26 +255,6 @@ class LatencyModel:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"{path} is damaged ({error}); delete it to measure again.") from error
-
-
-def _race(
-    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
-) -> Iterator[tuple[Candidate, tuple[float, float]]]:
-    """Ratios of a few subnets to the dense network, with their standard errors."""
-    models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-    latencies = stopwatch.measure(models, progress=progress)
-    for i, candidate in enumerate(candidates):
-        latency = latencies[str(i)]
-        assert latency.ratio is not None
-        assert latency.ratio_low is not None
-        assert latency.ratio_high is not None
-        yield candidate, (latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96))
-
-
-def batched(candidates: Sequence[Candidate], size: int = TOGETHER) -> Iterator[Sequence[Candidate]]:
-    """Parts that are measured together: all of their networks are in memory at once."""
-    for start in range(0, len(candidates), size):
-        yield candidates[start : start + size]
 
 
 def _positive(what: str, value: float) -> float:

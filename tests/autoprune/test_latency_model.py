@@ -367,6 +367,7 @@ def test_a_bad_confidence_is_refused() -> None:
         ({"format": 1}, "another format"),
         ({"fingerprint": "x"}, "another device"),
         ({"space": "x"}, "another network"),
+        ({"batch": 8}, "at batch size 8"),
         ({"samples": [{"candidate": [0]}]}, "is damaged"),
         ({"dense_ms": "fast"}, "is damaged"),
         ({"dense_ms": -1}, "positive number"),

@@ -1,0 +1,85 @@
+"""Measured subnets, and how a model gets its first ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from autoprune.device_profile import DeviceProfile, Entry, KeptSample
+from autoprune.latency.choose import informative
+from autoprune.progress import Progress
+from autoprune.search_spaces import Candidate, SearchSpace
+from autoprune.stopwatch import Stopwatch, batch_size
+
+TOGETHER = 8
+"""Subnets in one race with the dense network: all of them are in memory at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A measured subnet.
+
+    Attributes:
+        ms: its measured cost, drift taken out where it was measured in turns with the dense network.
+        se: standard error of `ms`; 0 where it is not known.
+    """
+
+    candidate: Candidate
+    ms: float
+    se: float = 0.0
+
+
+def measure_samples(
+    space: SearchSpace,
+    stopwatch: Stopwatch,
+    subnets: int,
+    seed: int,
+    profile: DeviceProfile | None,
+    progress: Progress,
+) -> tuple[float, tuple[Sample, ...]]:
+    """Latency of the dense network, and samples of informative subnets beside it.
+
+    What the profile holds of the network is not measured again, unless the machine's speed has changed; what is
+    measured is kept there.
+    """
+    entry = None if profile is None else profile.entry(stopwatch.runtime)
+    known = {} if entry is None else _kept(space, stopwatch, entry, progress)
+    candidates = [c for c in informative(space, subnets, seed) if c not in known]
+    parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
+    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, progress)]
+    dense = stopwatch.dense
+    measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
+    if entry is not None and profile is not None:
+        kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
+        entry.keep(space.fingerprint, batch_size(space.example_inputs), dense, kept)
+        profile.save()
+    return dense.value, (*known.values(), *measured)
+
+
+def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
+    """Samples of the profile at today's speed; none where that is another one, which is said."""
+    key = space.fingerprint, batch_size(space.example_inputs)
+    network = entry.network(*key)
+    if network is None:
+        return {}
+    stale = entry.stale(*key, stopwatch.dense)
+    if stale is not None:
+        progress.say(stale)
+        entry.forget(*key)
+        return {}
+    scale = stopwatch.dense_ms / network.dense.value
+    return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
+
+
+def _race(
+    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+) -> Iterator[tuple[Candidate, float, float]]:
+    """Ratios of a few subnets to the dense network, with their standard errors."""
+    models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
+    latencies = stopwatch.measure(models, progress=progress)
+    for i, candidate in enumerate(candidates):
+        latency = latencies[str(i)]
+        assert latency.ratio is not None
+        assert latency.ratio_low is not None
+        assert latency.ratio_high is not None
+        yield candidate, latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96)
