@@ -13,7 +13,16 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint
 from autoprune.search_spaces.budget import format_cost
-from autoprune.tables import COST_NAMES, DenseFigures, Table, best_index, format_recipe, format_score, point_name
+from autoprune.tables import (
+    DenseFigures,
+    Table,
+    best_index,
+    cost_name,
+    costs_of,
+    format_recipe,
+    format_score,
+    point_name,
+)
 
 MAX_SHOWN_POINTS = 6
 """Points whose kept ratios stand side by side."""
@@ -97,8 +106,8 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
     listed = "".join(
         f'<li class="{state}">{n} {state}: {html.escape(text)}</li>' for (state, text), n in reasons.most_common(8)
     )
-    costs = [name for name in COST_NAMES if any(name in t.costs for t in trials)]
-    heads = "".join(f"<th>{COST_NAMES[name]}</th>" for name in costs)
+    costs = costs_of(trials)
+    heads = "".join(f"<th>{html.escape(cost_name(name))}</th>" for name in costs)
     rows = "".join(_trial_row(t, outcome, costs, score) for t, outcome in zip(trials, outcomes, strict=True))
     return (
         f'<ul class="chips">{chips}</ul>'
