@@ -60,7 +60,9 @@ def _facts(profile: LatencyProfile) -> str:
 def _sections(profile: LatencyProfile, index: int) -> Iterator[str]:
     yield f'<h2 class="runtime">{html.escape(profile.runtime)}</h2><div class="cards">{"".join(_cards(profile))}</div>'
     layers = figures_section([layer_figure(profile)], f"layers-{index}") if profile.layers else ""
-    remarks = [*profile.dense.remarks, *([f"Energy: {describe_energy(profile)}"] if profile.no_energy else [])]
+    _, rest = profile.top_layers(SHOWN_LAYERS)
+    remarks = [f"{rest.module} modules take {percent(rest.share)}."] if rest else []
+    remarks += [*profile.dense.remarks, *([f"Energy: {describe_energy(profile)}"] if profile.no_energy else [])]
     yield section("Where the time goes", html.escape(describe_layers(profile)), layers + _list(remarks))
     if profile.refusal:
         yield section("What a cut would save", "", f"<p>Nothing can be cut. {html.escape(profile.refusal)}</p>")
@@ -93,8 +95,9 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
 
 def layer_figure(profile: LatencyProfile) -> go.Figure:
     """Share of the time of each module as a bar, the largest on top."""
-    shown, rest = profile.top_layers(SHOWN_LAYERS)
-    rows = [*shown, *([rest] if rest else [])]
+    rows, _ = profile.top_layers(
+        SHOWN_LAYERS
+    )  # the rest would be the longest bar of a deep network: it is said instead
     names = [html.escape(layer.module or "(model)") for layer in rows]
     figure = go.Figure()
     figure.add_bar(
@@ -105,7 +108,7 @@ def layer_figure(profile: LatencyProfile) -> go.Figure:
         textposition="outside",
         cliponaxis=False,
         textfont={"size": 11},
-        marker={"color": [REST if layer is rest else BAR for layer in rows]},
+        marker={"color": BAR},
         hovertext=[
             f"{name}<br>{html.escape(layer.kind)}<br>{layer.ms:.4g} ms, {layer.share:.1%}"
             for name, layer in zip(names, rows, strict=True)
@@ -208,6 +211,7 @@ def _rows(figure: go.Figure, names: Sequence[str], title: str, *, top: int = 12)
         y={
             "categoryorder": "array",
             "categoryarray": names[::-1],
+            "range": [-0.7, len(names) - 0.3],
             "automargin": True,
             "dtick": 1,
             "showgrid": False,

@@ -27,7 +27,7 @@ section { padding: 20px 24px; margin-top: 20px; }
 .card .name { color: var(--soft); font-size: 13px; }
 .card .value { font-size: 23px; font-weight: 650; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
 .card .before { color: var(--soft); font-size: 15px; font-weight: 450; }
-.card .note { font-size: 13px; }
+.card .note { font-size: 13px; overflow-wrap: anywhere; }
 .figures { display: grid; gap: 16px; }
 .figures.two { grid-template-columns: 1fr 1fr; }
 @media (max-width: 900px) { .figures.two { grid-template-columns: minmax(0, 1fr); } }
