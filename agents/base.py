@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,15 @@ FRONT_SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
 """Shares of the budget that a search for a front begins with, or sweeps; it looks for nothing below the last."""
 
 
+class Reading(NamedTuple):
+    """A candidate measured by the gauge of that name: milliseconds for the batch, and their standard error."""
+
+    candidate: Candidate
+    gauge: str
+    ms: float
+    se: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """What became of one candidate.
@@ -30,7 +39,8 @@ class Trial:
         state: ``complete``; ``cut``, stopped or skipped by a pruning; or ``failed``.
         score: higher is better; of a cut trial an upper bound of its score (None: no bound known), after a statistical
             pruning a likely one; None if failed.
-        costs: by name: MACs, parameters, peak activation bytes, and predicted milliseconds where there is a table.
+        costs: by name: MACs, parameters, peak activation bytes and bytes of the weights; of latency and what else has
+            to be measured the upper end of the interval, of the measurement if there was one, else of the prediction.
         share: the part of the budget that it was asked for, in (0, 1].
         message: why it was cut or failed, or another remark.
         seconds: how long the evaluation took.
@@ -38,6 +48,7 @@ class Trial:
         pruning: by name, what cut it or saved its evaluation (docs/bounds.md lists them); None where nothing did.
         audit: of a pruning that is not proved, where the evaluation went on all the same: whether it was right.
         ruled_out: partial candidates that its agent has ruled out so far, by the name of the pruning.
+        readings: what was measured for it: of its candidate, and of others on the way to that one.
 
     Raises:
         ValueError: state and score do not fit each other.
@@ -55,6 +66,7 @@ class Trial:
     pruning: str | None = None
     audit: bool | None = None
     ruled_out: dict[str, int] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
 
     def __post_init__(self) -> None:
         if self.state not in ("complete", "cut", "failed"):
@@ -144,7 +156,7 @@ class Agent(ABC):
         """Return a candidate within the budget for trial `number`."""
 
     def tell(self, trial: Trial) -> None:
-        """Learn from a finished trial of a candidate that this agent proposed."""
+        """Learn from a finished trial of a candidate that this agent proposed, or of the one that it was moved to."""
         self.trials.append(trial)
 
     def project(self, wishes: FloatArray) -> Candidate:

@@ -19,13 +19,13 @@ _BATCH = 256
 """Candidates priced at once, in the order of their losses."""
 
 
-def descend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray:
-    """Return the candidate [G] to which greedy steps lead from the dense one; the smallest is known to fit.
+def descend(space: Space, limits: Mapping[str, float], table: Table, levels: IntArray | None = None) -> IntArray:
+    """Return the candidate [G] to which greedy steps lead from `levels`, else the dense one; the smallest one fits.
 
     A step takes one group down to its next level that saves anything: the group that loses least per cost saved. Of
     several limits, saved is counted where too much is spent, each as a share of its limit.
     """
-    levels = space.num_levels - 1
+    levels = space.num_levels - 1 if levels is None else levels
     losses = table.padded()
     groups = np.arange(len(levels))
     while not within(space, levels[None], limits)[0]:
@@ -42,13 +42,13 @@ def descend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray
     return levels
 
 
-def ascend(space: Space, limits: Mapping[str, float], table: Table) -> IntArray:
-    """Return the candidate [G] to which greedy steps lead from the smallest one, which is known to fit.
+def ascend(space: Space, limits: Mapping[str, float], table: Table, levels: IntArray | None = None) -> IntArray:
+    """Return the candidate [G] to which greedy steps lead from `levels` [G], or from the smallest; it is known to fit.
 
     A step takes one group up a level, where that fits: the group that gains most per cost spent. Of several limits,
     spent is added up, each as a share of its limit.
     """
-    levels = np.zeros_like(space.num_levels)
+    levels = np.zeros_like(space.num_levels) if levels is None else levels
     losses = table.padded()
     groups = np.arange(len(levels))
     while True:

@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autoprune.config import SearchConfig
-from autoprune.search_spaces import Budget, parse_cost
+from autoprune.search_spaces import Budget
 from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.quantities import is_measured
 
 DEFAULT = 8
 """Where nothing measured limits the search, and so nothing is measured: what most runtimes are fast at."""
-
-_MEASURED = {"latency", "throughput", "energy"}
 
 
 def read_align(text: str) -> int | str:
@@ -26,8 +25,7 @@ def read_align(text: str) -> int | str:
 
 def needs_steps(config: SearchConfig) -> bool:
     """Whether the step of the runtime decides: ``auto``, and a budget on something that is measured on it."""
-    quantities = {parse_cost(cost)[0] for cost in Budget.parse(config.budget).costs}
-    return config.align == "auto" and bool(quantities & _MEASURED)
+    return config.align == "auto" and any(map(is_measured, Budget.parse(config.budget).costs))
 
 
 def resolve_align(config: SearchConfig, steps: Mapping[str, int] | None = None) -> int:

@@ -32,7 +32,15 @@ from autoprune.front import FrontPoint
 from autoprune.importance import Loss
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
-from autoprune.preparing import prepare, read_hardest_first, save_latency, save_profile, with_latency
+from autoprune.preparing import (
+    learn_devices,
+    load_devices,
+    prepare,
+    read_hardest_first,
+    save_profile,
+    settle_measuring,
+)
+from autoprune.prior import with_prior
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.races import check_race
 from autoprune.scores import Score
@@ -46,11 +54,9 @@ from autoprune.workbench import (
     Workbench,
     fingerprints,
     handed_over,
-    load_table,
     make_workbench,
     rebuild_workbench,
     usable_device,
-    use_table,
 )
 
 if TYPE_CHECKING:
@@ -111,9 +117,16 @@ def search(
     error_rate: float = ERROR,
     audit: float = AUDIT,
     device: str = "auto",
+    runtimes: str | Sequence[str] = "eager",
     latency_batch: int = 1,
+    throughput_batch: int = 32,
     latency_threads: int = 1,
     latency_repeats: int = 30,
+    latency_accuracy: float = 0.02,
+    latency_subnets: int = 24,
+    latency_confidence: float = 0.9,
+    measure_trials: str = "auto",
+    device_profile: str | Path | None = None,
     points: int = 4,
     finetune: FineTune | None = None,
     formats: Sequence[str] = (),
@@ -165,7 +178,18 @@ def search(
         error_rate: of ``statistical``: the chance, at most, that a candidate as good as its incumbent is cut.
         audit: share of the cuts without proof that are evaluated all the same, to measure how many are wrong.
         device: ``auto``, ``cpu`` or ``cuda``, for a model given by name; a module stays where it is.
-        latency_batch, latency_threads, latency_repeats: how latency is measured.
+        runtimes: what latency is measured on: ``eager``, ``compile``, ``onnxruntime``, ``openvino``, or
+            ``phone=command:./time.sh`` for a device of your own (docs/runtimes.md). ``latency=8ms`` means the first,
+            ``latency@phone=8ms`` another.
+        latency_batch, throughput_batch: samples a batch; `latency_threads`: threads on a processor.
+        latency_repeats: rounds at least of the last measurement of each front point.
+        latency_accuracy: wanted half width of a latency's 95 % interval, as a share of the dense one: rounds are run
+            until it is reached; a machine on which that takes too many is refused as too noisy.
+        latency_subnets: how many to measure before the first trial, to learn predicting the others.
+        latency_confidence: with which a candidate is below the latency that is predicted for it.
+        measure_trials: ``on`` measures each candidate before it is scored, and moves it to where it keeps the budget as
+            measured; ``off`` trusts the prediction; ``auto`` is on where measuring one takes less than scoring it.
+        device_profile: file that keeps what is learnt about devices, for other searches on them.
         points: front points to finish and export at most.
         finetune: settings; None for no fine-tuning.
         formats: ``onnx`` and ``torch-export``, written beside each folder.
@@ -215,9 +239,16 @@ def search(
         heuristic=heuristic,
         error_rate=error_rate,
         audit=audit,
+        runtimes=(runtimes,) if isinstance(runtimes, str) else tuple(runtimes),
         latency_batch=latency_batch,
+        throughput_batch=throughput_batch,
         latency_threads=latency_threads,
         latency_repeats=latency_repeats,
+        latency_accuracy=latency_accuracy,
+        latency_subnets=latency_subnets,
+        latency_confidence=latency_confidence,
+        measure_trials=measure_trials,
+        device_profile=None if device_profile is None else str(Path(device_profile).expanduser().absolute()),
         points=points,
         finetune=None if finetune is None else finetune.to_dict(),
         formats=tuple(formats),
@@ -233,14 +264,22 @@ def search(
         example_inputs=example_inputs,
         score=score,
     )
-    bench = prepare(make_workbench(config, objects), importance_loss, progress)
-    order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform())
-    if config.bounds == "statistical":
-        check_race(bench.evaluator, order)
-    # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
-    config = replace(bench.config, precision=bench.evaluator.precision, fingerprints=fingerprints(bench))
-    with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
-        return _go_on(study, replace(bench, config=config), order, progress)
+    bench = make_workbench(config, objects)
+    with bench.gauges:
+        prepare(bench, importance_loss, progress)
+        uniform = make_seats(bench)[0].agent.uniform()
+        order = read_hardest_first(bench, uniform)
+        if config.bounds == "statistical":
+            check_race(bench.evaluator, order)
+        # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
+        config = replace(
+            bench.config,
+            precision=bench.evaluator.precision,
+            measure_trials=settle_measuring(bench, uniform, progress),
+            fingerprints=fingerprints(bench),
+        )
+        with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
+            return _go_on(study, replace(bench, config=config), order, progress)
 
 
 def resume(
@@ -259,7 +298,7 @@ def resume(
     Args:
         run: the run folder.
         trials: how many to add to the plan; None finishes the plan.
-        measure_latency: measure the latency table again, on this device. Trials made with another table stay.
+        measure_latency: measure the devices again, for the models that predict. Trials made with others stay.
 
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
@@ -268,19 +307,20 @@ def resume(
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     with Study.open(Path(run)) as study:
         bench = rebuild_workbench(study.config, study.path, **given)
-        if "latency" in bench.budget.costs:
+        with bench.gauges:
             if measure_latency:
-                bench = with_latency(bench, progress)
-                save_latency(bench, study.path)
+                learn_devices(bench, progress)
+                bench.gauges.save(study.path)
             else:
-                bench = use_table(bench, load_table(study.path))
-        order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)
-        if trials is not None:
-            study.change(trials=study.config.trials + trials)
-        return _go_on(study, replace(bench, config=study.config), order, progress)
+                load_devices(bench, study.path)
+            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)
+            if trials is not None:
+                study.change(trials=study.config.trials + trials)
+            return _go_on(study, replace(bench, config=study.config), order, progress)
 
 
 def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress: Progress) -> Result:
+    bench = with_prior(bench, study, progress)
     trials = run_trials(study, bench, order, progress)
     finished = Finished.read(study.path)
     if finished is None or finished.num_trials != len(trials) or not finished.is_whole():

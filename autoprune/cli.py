@@ -83,9 +83,16 @@ def search(
     heuristic: options.Heuristic = False,
     error_rate: options.ErrorRate = 0.05,
     audit: options.Audit = 0.1,
+    runtime: options.Runtimes = None,
     latency_batch: options.LatencyBatch = 1,
+    throughput_batch: options.ThroughputBatch = 32,
     latency_threads: options.LatencyThreads = 1,
     latency_repeats: options.LatencyRepeats = 30,
+    latency_accuracy: options.LatencyAccuracy = 0.02,
+    latency_subnets: options.LatencySubnets = 24,
+    latency_confidence: options.LatencyConfidence = 0.9,
+    measure_trials: options.MeasureTrials = "auto",
+    device_profile: options.DeviceProfile = None,
     points: options.Points = 4,
     format: options.Formats = None,
     finetune_epochs: options.FineTuneEpochs = 0,
@@ -127,9 +134,16 @@ def search(
         error_rate=error_rate,
         audit=audit,
         device=device,
+        runtimes=runtime or "eager",
         latency_batch=latency_batch,
+        throughput_batch=throughput_batch,
         latency_threads=latency_threads,
         latency_repeats=latency_repeats,
+        latency_accuracy=latency_accuracy,
+        latency_subnets=latency_subnets,
+        latency_confidence=latency_confidence,
+        measure_trials=measure_trials,
+        device_profile=device_profile,
         points=points,
         formats=format or (),
         finetune=_fine_tune(finetune_epochs, finetune_arg),
@@ -146,7 +160,7 @@ def resume(
         int | None, typer.Option(help="Trials to add to the plan. Default: finish the plan.", show_default=False)
     ] = None,
     measure_latency: Annotated[
-        bool, typer.Option("--measure-latency", help="Measure the latency table again, on this device.")
+        bool, typer.Option("--measure-latency", help="Measure again what predicts latency, on this device.")
     ] = False,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -300,7 +314,7 @@ def trace(
 @guarded
 def latency(
     model: options.Model,
-    runtime: options.Runtimes = None,
+    runtime: options.PlainRuntimes = None,
     model_arg: options.ModelArg = None,
     weights: options.Weights = None,
     data: options.OptionalDataName = None,

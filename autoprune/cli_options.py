@@ -210,15 +210,58 @@ Runtimes = Annotated[
     list[str] | None,
     typer.Option(
         "--runtime",
-        metavar="NAME",
+        metavar="[NAME=]RUNTIME",
+        help="What latency is measured on: [b]eager[/], [b]compile[/], [b]onnxruntime[/], [b]openvino[/], with "
+        "settings eager:precision=bf16, or a script of yours, phone=command:./time.sh. Repeatable: latency=8ms means "
+        "the first, latency@phone=8ms another. Default: eager.",
+        rich_help_panel=LATENCY,
+        show_default=False,
+    ),
+]
+PlainRuntimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
         help="[b]eager[/] (default), [b]compile[/], [b]onnxruntime[/], [b]openvino[/], or [b]command:SCRIPT[/] of your "
         "own; with settings: eager:precision=bf16. Repeatable.",
         rich_help_panel=LATENCY,
     ),
 ]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]
+ThroughputBatch = Annotated[
+    int, typer.Option(help="Samples a batch where throughput is limited.", rich_help_panel=LATENCY)
+]
 LatencyThreads = Annotated[int, typer.Option(help="Threads when measuring on a CPU.", rich_help_panel=LATENCY)]
-LatencyRepeats = Annotated[int, typer.Option(help="Measurements of each front point.", rich_help_panel=LATENCY)]
+LatencyRepeats = Annotated[int, typer.Option(help="Least measurements of each front point.", rich_help_panel=LATENCY)]
+LatencyAccuracy = Annotated[
+    float,
+    typer.Option(
+        help="Wanted half width of a latency's 95 % interval; a machine too noisy for it is refused.",
+        rich_help_panel=LATENCY,
+    ),
+]
+LatencySubnets = Annotated[
+    int, typer.Option(help="Subnets to measure first, to learn predicting the others.", rich_help_panel=LATENCY)
+]
+LatencyConfidence = Annotated[
+    float,
+    typer.Option(help="With which a candidate is below the latency predicted for it.", rich_help_panel=LATENCY),
+]
+MeasureTrials = Annotated[
+    str,
+    typer.Option(
+        help="on: measure each candidate before it is scored, and move it to where it keeps the budget as measured; "
+        "off: trust the prediction; auto: on where measuring takes less time than scoring.",
+        rich_help_panel=LATENCY,
+    ),
+]
+DeviceProfile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Keep here what is learnt about devices, for other searches.", rich_help_panel=LATENCY
+    ),
+]
 Points = Annotated[int, typer.Option(help="Front points to finish and export.", rich_help_panel=RESULT)]
 Formats = Annotated[
     list[str] | None,

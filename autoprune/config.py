@@ -37,6 +37,8 @@ FROM_PYTHON = "python"
 
 AIMS = ("score", "front")
 
+MEASURE_TRIALS = ("auto", "on", "off")
+
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
     "run": ("format", "versions", "fingerprints"),
@@ -56,7 +58,18 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "error_rate",
         "audit",
     ),
-    "latency": ("latency_batch", "latency_threads", "latency_repeats"),
+    "latency": (
+        "runtimes",
+        "latency_batch",
+        "throughput_batch",
+        "latency_threads",
+        "latency_repeats",
+        "latency_accuracy",
+        "latency_subnets",
+        "latency_confidence",
+        "measure_trials",
+        "device_profile",
+    ),
     "result": ("points", "finetune", "formats"),
 }
 
@@ -93,7 +106,16 @@ class SearchConfig:
         heuristic: whether candidates are skipped whose loss by the prior is far above the incumbent's.
         error_rate: of a statistical bound: the chance, at most, that a candidate is cut which should not be.
         audit: share of the cuts without proof that are evaluated all the same, to see how many are wrong.
-        latency_batch, latency_threads, latency_repeats: how latency is measured.
+        runtimes: ``onnxruntime``, or with a name ``phone=command:./time.sh``; a limit that names none means the first.
+        latency_batch, throughput_batch: samples a batch.
+        latency_threads: threads of a runtime on a processor.
+        latency_repeats: rounds at least of the last measurement of each front point.
+        latency_accuracy: wanted half width of the 95 % interval of a latency, as a share of the dense one.
+        latency_subnets: measured before the first trial, to learn predicting.
+        latency_confidence: with which a predicted cost is below the value that is used for it.
+        measure_trials: whether candidates are measured before they are scored: ``on``, ``off``, or ``auto``, which a
+            new search settles: on where measuring one takes less time than scoring it.
+        device_profile: file of what was learnt about devices, for other searches on them; None keeps none.
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
         formats: what each point is exported to beside the folder itself.
@@ -130,9 +152,16 @@ class SearchConfig:
     heuristic: bool = False
     error_rate: float = ERROR
     audit: float = AUDIT
+    runtimes: tuple[str, ...] = ("eager",)
     latency_batch: int = 1
+    throughput_batch: int = 32
     latency_threads: int = 1
     latency_repeats: int = 30
+    latency_accuracy: float = 0.02
+    latency_subnets: int = 24
+    latency_confidence: float = 0.9
+    measure_trials: str = "off"
+    device_profile: str | None = None
     points: int = 4
     finetune: dict[str, Any] | None = None
     formats: tuple[str, ...] = ()
@@ -148,6 +177,8 @@ class SearchConfig:
             ("latency_batch", 1),
             ("latency_threads", 1),
             ("latency_repeats", 1),
+            ("latency_subnets", 4),
+            ("throughput_batch", 1),
             ("importance_samples", 1),
             ("seed", 0),
             ("calibration_samples", 0),
@@ -163,6 +194,16 @@ class SearchConfig:
             raise unknown("aim", self.aim, AIMS)
         if self.bounds not in BOUNDS:
             raise unknown("bounds", self.bounds, BOUNDS)
+        if self.measure_trials not in MEASURE_TRIALS:
+            raise unknown("measure_trials", self.measure_trials, MEASURE_TRIALS)
+        if not self.runtimes:
+            raise UserError("`runtimes` must name at least one runtime, for example eager.")
+        if not self.latency_accuracy > 0:
+            raise UserError(f"`latency_accuracy > 0` must hold, but got {self.latency_accuracy!r}. Write 2 % as 0.02.")
+        if not 0.5 <= self.latency_confidence < 1:
+            raise UserError(
+                f"`0.5 <= latency_confidence < 1` must hold, but got {self.latency_confidence!r}. Write 90 % as 0.9."
+            )
         if not self.tolerance >= 0:
             raise UserError(f"`tolerance >= 0` must hold, but got {self.tolerance!r}. Write 1 % as 0.01.")
         if not 0 < self.error_rate < 1:

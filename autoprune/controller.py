@@ -8,6 +8,10 @@ With `evaluate_above`, a candidate is stopped when it is certain that it cannot 
 `bounds`). Of the candidates that are proposed, the same ones make the front; but an agent that learns is told a bound
 where it would have been told a score, and may propose others. `race` and `predict` cut more, without proof; what they
 would have cut is evaluated now and then all the same, and says how often they are wrong (see `prunings`).
+
+With a `keeper`, each candidate is measured on the device before it is scored, and moved to where it keeps the budget
+as measured. Its trial stores every measurement, and the models that predict learn them after the agent was told: so a
+search that goes on finds agents and models in the states in which they were.
 """
 
 from __future__ import annotations
@@ -15,13 +19,15 @@ from __future__ import annotations
 import errno
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from autoprune.agents.base import Agent, Trial
+from autoprune.agents.base import Agent, Reading, Trial
 from autoprune.bounds import Cut, Staircase
 from autoprune.heuristic import Heuristic
+from autoprune.keeping import Keeper
+from autoprune.measure import TooNoisy
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
 from autoprune.running import EvaluationFailed
@@ -34,6 +40,9 @@ from autoprune.study import Study, objectives
 MAX_FAILURES = 3
 """So many failed trials in a row, all of one kind, stop the search: the next would fail as well."""
 
+MAX_MEASUREMENTS = 3
+"""Of a candidate and its repairs, before it is scored."""
+
 
 class CostOracle(Protocol):
     """What the controller asks of a search space."""
@@ -44,6 +53,17 @@ class CostOracle(Protocol):
     def cost_dict(self, candidate: Candidate) -> dict[str, float]: ...
 
     def keep_ratios(self, candidate: Candidate) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Placed:
+    """A candidate that will be evaluated, with its costs, or one of which it is known already what its trial says."""
+
+    candidate: Candidate
+    costs: dict[str, float]
+    readings: tuple[Reading, ...] = ()
+    outcome: dict[str, Any] | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +87,7 @@ class Controller:
         evaluate_above: (candidate, alpha) -> the same score, or a `Cut` where it is at most alpha; None cuts nothing.
         race: (number, candidate, incumbent or None) -> the score, or a `Cut`: takes the place of both, see `races`.
         predict: candidate -> predicted loss; where given, candidates are skipped by it, see `heuristic`.
+        keeper: measures candidates before they are scored; None trusts the predicted costs.
         audit: share of the candidates to be skipped that are evaluated all the same.
         tolerance: see `bounds.Staircase`; `math.inf` where only the best score counts, at whatever cost.
         progress: where the search reports to.
@@ -81,6 +102,7 @@ class Controller:
     evaluate_above: Callable[[Candidate, float], float | Cut] | None = None
     race: Callable[[int, Candidate, Trial | None], float | Cut] | None = None
     predict: Callable[[Candidate], float] | None = None
+    keeper: Keeper | None = None
     audit: float = AUDIT
     tolerance: float = 0.0
     progress: Progress = NO_PROGRESS
@@ -106,7 +128,7 @@ class Controller:
 
         for trial in trials:
             learn(trial)
-            self._seat(trial.number).agent.tell(trial)
+            self._tell(trial)
         best = max((t.score for t in trials if t.state == "complete" and t.score is not None), default=None)
         streak: list[str] = []  # kinds of the failures since the last success, all the same
         planned = self.study.config.trials
@@ -114,13 +136,11 @@ class Controller:
             while len(trials) < planned:
                 number = len(trials)
                 seat = self._seat(number)
-                candidate = seat.agent.ask(number)
-                costs = self._check(candidate, seat)
-                trial, kind = self._try(
-                    number, candidate, costs, seat, known.get(candidate), staircase.incumbent(costs), heuristic
-                )
-                self.study.append(trial, self.space.keep_ratios(candidate))
-                seat.agent.tell(trial)
+                start = time.perf_counter()
+                placed = self._place(seat.agent.ask(number), seat, known)
+                trial, kind = self._try(number, placed, seat, known, staircase, heuristic, start)
+                self.study.append(trial, self.space.keep_ratios(trial.candidate))
+                self._tell(trial)
                 if trial.state == "failed":
                     streak = [*streak, kind] if kind in streak else [kind]
                     self.progress.say(f"Trial {number} failed: {trial.message}")
@@ -140,6 +160,39 @@ class Controller:
     def _seat(self, number: int) -> Seat:
         return self.seats[number % len(self.seats)]
 
+    def _tell(self, trial: Trial) -> None:
+        """Tell a trial to its agent; then the models learn what was measured for it, as the agent's next proposal may
+        depend on them, but nothing that it does when it is told.
+        """
+        self._seat(trial.number).agent.tell(trial)
+        if self.keeper is not None:
+            self.keeper.gauges.learn(trial.readings)
+
+    def _place(self, candidate: Candidate, seat: Seat, known: Mapping[Candidate, Trial]) -> _Placed:
+        """Price a proposal: as predicted, or with a keeper as measured, at the place where it keeps the budget."""
+        if self.keeper is None:
+            return _Placed(candidate=candidate, costs=self._check(candidate, seat))
+        budget = self.budget.scaled(seat.share)
+        twin = known.get(candidate)
+        if twin is not None and twin.readings:  # measured already
+            return _Placed(candidate=candidate, costs=twin.costs)
+        try:
+            kept = self.keeper.keep(candidate, budget, attempts=MAX_MEASUREMENTS)
+        except TooNoisy as error:  # for now: what is predicted keeps the budget with some confidence
+            self.progress.say(f"Not measured: {error}")
+            return _Placed(candidate=candidate, costs=self._check(self.keeper.fitting(candidate, budget), seat))
+        except UserError:
+            raise
+        except Exception as error:  # the user's model runs in here
+            failed = {"state": "failed", "message": describe_error(error)}
+            costs = self.space.cost_dict(candidate)
+            return _Placed(candidate=candidate, costs=costs, outcome=failed, kind=type(error).__name__)
+        costs = {**self.space.cost_dict(kept.candidate), **kept.costs}
+        missed = {"state": "cut", "evaluated": 0.0, "pruning": "measured", "message": REASONS["measured"]}
+        return _Placed(
+            candidate=kept.candidate, costs=costs, readings=kept.readings, outcome=missed if kept.misses else None
+        )
+
     def _check(self, candidate: Candidate, seat: Seat) -> dict[str, float]:
         """Price a proposal; one above its budget is a mistake of ours, never evaluated and never stored."""
         costs = self.space.cost_dict(candidate)
@@ -156,17 +209,19 @@ class Controller:
     def _try(
         self,
         number: int,
-        candidate: Candidate,
-        costs: dict[str, float],
+        placed: _Placed,
         seat: Seat,
-        twin: Trial | None,
-        incumbent: Trial | None,
+        known: Mapping[Candidate, Trial],
+        staircase: Staircase,
         heuristic: Heuristic | None,
+        start: float,
     ) -> tuple[Trial, str]:
         """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
-        start = time.perf_counter()
-        kind = ""
-        if twin is not None and _settles(twin, incumbent):
+        candidate, costs, kind = placed.candidate, placed.costs, placed.kind
+        twin, incumbent = known.get(candidate), staircase.incumbent(costs)
+        if placed.outcome is not None:
+            became = placed.outcome
+        elif twin is not None and _settles(twin, incumbent):
             became = _settled(twin)
         else:
             try:
@@ -186,6 +241,7 @@ class Controller:
             share=seat.share,
             seconds=time.perf_counter() - start,
             ruled_out=dict(seat.agent.ruled_out),
+            readings=placed.readings,
             **{"score": None, **became},
         )
         return trial, kind

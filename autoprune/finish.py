@@ -1,4 +1,4 @@
-"""From trials to finished subnets: choose front points, fine-tune, measure, test, export, report.
+"""From trials to finished subnets: choose front points, measure and repair, fine-tune, test, export, report.
 
 Every stage may be killed and run again: fine-tuning goes on from its checkpoint, exported folders are whole or
 absent, and ``front.json``, written last, says that all is done. `show` reads that file and computes nothing.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,14 @@ from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
-from autoprune.latency import describe
-from autoprune.measure import Latency, measure
 from autoprune.progress import Progress
 from autoprune.proxy_report import read_report
 from autoprune.report import write_report
 from autoprune.scores import accuracy
-from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study, objectives
 from autoprune.tables import is_share
+from autoprune.verifying import verify
 from autoprune.workbench import Workbench
 
 REPORT = "report.html"
@@ -43,7 +40,7 @@ FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 
 
 def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
-    """Choose points of the front, then fine-tune, measure, test, export and report them.
+    """Choose points of the front, hold them against the budget, then fine-tune, test, export and report them.
 
     Raises:
         UserError: no trial is complete, a step does not work, or fine-tuning failed for every point; the points are
@@ -56,21 +53,25 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     if not chosen:
         raise UserError(f"None of the {len(study.trials)} trials of {run} is complete. See why: autoprune show {run}.")
     (run / FILE).unlink(missing_ok=True)  # from here on the folders may be those of other points
+    verified, latencies = verify(
+        [FrontPoint(trial=t.number, candidate=t.candidate, costs=t.costs, score=t.score or 0.0) for t in chosen],
+        bench,
+        progress,
+    )
     points: list[FrontPoint] = []
-    models: dict[str, nn.Module] = {"dense": bench.space.model}
-    for index, trial in enumerate(chosen):
-        point = FrontPoint(trial=trial.number, candidate=trial.candidate, costs=trial.costs, score=trial.score or 0.0)
-        what = f"Fine-tuning point {index} ({index + 1} of {len(chosen)})"
-        point, model = tune(point, run, bench, own_recipe(run, trial.number) or settings, progress, what)
-        points.append(point)
+    models: dict[str, nn.Module] = {}
+    for index, point in enumerate(verified):
+        what = f"Fine-tuning point {index} ({index + 1} of {len(verified)})"
+        tuned, model = tune(point, run, bench, own_recipe(run, point.trial) or settings, progress, what)
+        points.append(tuned)
         models[str(index)] = model
-    latencies = _measure(models, bench, progress)
-    points = [_with_latency(point, latencies[str(i)], bench.budget) for i, point in enumerate(points)]
     dense = Dense(
         costs=bench.space.cost_dict(bench.space.dense),
         score=bench.evaluator.score_dense,
         test=test_accuracy(bench.space.model, bench),
-        latency=latencies["dense"],
+        latency=latencies[bench.gauges.gauges[0].name],
+        latencies=latencies,
+        measured=bench.gauges.measured(latencies),
     )
     finished = Finished(
         dense=dense,
@@ -223,7 +224,11 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
     """Write ``report.html``."""
     config = study.config
     proxies, unusable = read_report(study.path, config.fingerprints)
-    notes = [] if bench.table is None else [describe(bench.table)]
+    notes = [
+        f"{gauge.device}, batch {gauge.batch}: predictions {gauge.model.error}."
+        for gauge in bench.gauges.budgeted
+        if gauge.model is not None
+    ]
     write_report(
         study.path / REPORT,
         title=study.path.resolve().name,
@@ -238,27 +243,6 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
         notes=[*notes, unusable] if unusable and proxies is None else notes,
         proxies=proxies,
     )
-
-
-def _measure(models: Mapping[str, nn.Module], bench: Workbench, progress: Progress) -> dict[str, Latency]:
-    config = bench.config
-    return measure(
-        models,
-        bench.space.example_inputs,
-        repeats=config.latency_repeats,
-        threads=config.latency_threads,
-        progress=progress,
-    )
-
-
-def _with_latency(point: FrontPoint, measured: Latency, budget: Budget) -> FrontPoint:
-    """Add what was measured, and whether it misses the budget; a relative limit is held against the paired ratio."""
-    missed = False
-    for limit in budget.limits:
-        if limit.cost == "latency":
-            used = measured.ratio if limit.relative and measured.ratio is not None else measured.median_ms
-            missed = missed or used > limit.value
-    return replace(point, latency=measured, misses=("latency",) if missed else ())
 
 
 def _digest(settings: FineTune) -> str:

@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autoprune.files import read_json, write_json
-from autoprune.front import FrontPoint
+from autoprune.front import FrontPoint, Measured
 from autoprune.measure import Latency
 from autoprune.search_spaces.errors import UserError
 from autoprune.tables import DenseFigures
@@ -29,16 +29,29 @@ class Dense:
     score: float
     test: float | None = None
     latency: Latency | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The values in the words of JSON."""
-        return {**asdict(self), "latency": None if self.latency is None else self.latency.to_dict()}
+        return {
+            **asdict(self),
+            "latency": None if self.latency is None else self.latency.to_dict(),
+            "latencies": {name: latency.to_dict() for name, latency in self.latencies.items()},
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Dense:
         """Undo `to_dict`."""
         latency = values["latency"]
-        return cls(**{**values, "latency": None if latency is None else Latency.from_dict(latency)})
+        return cls(
+            **{
+                **values,
+                "latency": None if latency is None else Latency.from_dict(latency),
+                "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
+                "measured": {cost: Measured(*found) for cost, found in values.get("measured", {}).items()},
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +73,13 @@ class Finished:
     def figures(self) -> DenseFigures:
         """The dense model for tables."""
         dense = self.dense
-        return {"costs": dense.costs, "score": dense.score, "test": dense.test, "latency": dense.latency}
+        return {
+            "costs": dense.costs,
+            "score": dense.score,
+            "test": dense.test,
+            "latency": dense.latency,
+            "measured": dense.measured,
+        }
 
     def is_whole(self) -> bool:
         """Whether the folders of all points are there, as `read` found them."""

@@ -6,9 +6,9 @@ Objective arrays have shape [n, objectives] and are all minimised: a score enter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from autoprune.measure import Latency
 
 
+class Measured(NamedTuple):
+    """A measured cost: value and ends of its 95 % interval, and its share of the dense network's, measured in turns."""
+
+    value: float
+    low: float
+    high: float
+    share: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrontPoint:
     """A subnet of the front, finished: fine-tuned where asked, measured, exported.
@@ -27,10 +36,14 @@ class FrontPoint:
     Attributes:
         trial: number of the trial that found it.
         candidate: level index per group.
-        costs: ``macs``, ``params``, ``memory`` (bytes) and, where there is a table, ``latency`` (predicted, ms).
+        costs: ``macs``, ``params``, ``memory``, ``size`` (bytes); where the budget limits them ``latency`` (ms) and
+            the like: upper ends of their prediction intervals.
         score: of the search, before fine-tuning, on `split`; higher is better.
         split: the data that `score` was taken on.
-        latency: measured on this device; None where it was not measured.
+        latency: measured on the first device; None where it was not measured.
+        latencies: on all devices, by the name of the gauge: ``onnxruntime-1`` is ONNX Runtime at batch 1.
+        measured: cost -> what was found, in the units of `costs`.
+        proposed: candidate of the trial, where another was taken to keep the budget as measured; else None.
         misses: budgeted costs that the finished subnet does not keep, as measured. A point that misses one is shown
             but is not a solution.
         repaired: score on `split` after a sequential repair; None where the search made one, or it was no better.
@@ -47,6 +60,9 @@ class FrontPoint:
     score: float
     split: str = "search"
     latency: Latency | None = None
+    latencies: dict[str, Latency] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+    proposed: Candidate | None = None
     misses: tuple[str, ...] = ()
     repaired: float | None = None
     finetuned: float | None = None
@@ -60,6 +76,7 @@ class FrontPoint:
         return {
             **asdict(self),
             "latency": None if self.latency is None else self.latency.to_dict(),
+            "latencies": {name: latency.to_dict() for name, latency in self.latencies.items()},
             "path": None if self.path is None else str(self.path),
         }
 
@@ -74,6 +91,9 @@ class FrontPoint:
                 "candidate": tuple(values["candidate"]),
                 "misses": tuple(values["misses"]),
                 "latency": None if values["latency"] is None else Latency.from_dict(values["latency"]),
+                "latencies": {name: Latency.from_dict(found) for name, found in values.get("latencies", {}).items()},
+                "measured": {cost: Measured(*found) for cost, found in values.get("measured", {}).items()},
+                "proposed": None if values.get("proposed") is None else tuple(values["proposed"]),
                 "path": None if values["path"] is None else Path(values["path"]),
             }
         )

@@ -15,12 +15,12 @@ from autoprune.device import device_fingerprint, device_info
 from autoprune.measured import Latency
 from autoprune.precision import device_of
 from autoprune.progress import Progress
-from autoprune.race import WARMUP, race
+from autoprune.race import WARMUP, TooNoisy, race
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.stopwatch import DENSE, Stopwatch, batch_size, precision_of
 
-__all__ = ["Latency", "Stopwatch", "device_fingerprint", "device_info", "measure"]
+__all__ = ["Latency", "Stopwatch", "TooNoisy", "batch_size", "device_fingerprint", "device_info", "measure"]
 
 
 def measure(

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.controller import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
-from autoprune.latency import LatencyTable, describe
+from autoprune.keeping import TRIALS, Keeper
 from autoprune.progress import Progress
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.types import Candidate
 from autoprune.tables import format_score
-from autoprune.workbench import TABLE, Workbench, use_table
+from autoprune.workbench import Workbench
 
 
 def prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
-    """Find out that the search can work, the cheapest check first; measure the latency table where it is needed."""
-    others = tuple(limit for limit in bench.budget.limits if limit.cost != "latency")
+    """Find out that the search can work, the cheapest check first; measure the devices where that is needed."""
+    others = tuple(limit for limit in bench.budget.limits if limit.cost not in bench.gauges.costs)
     if others:
-        _check_tightest(bench, Budget(others))  # before minutes are spent on a table
+        _check_tightest(bench, Budget(others))  # before minutes are spent on a device
     score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
     unweighted = bench.source is not None and bench.source.weights is None
     progress.say(
@@ -37,7 +38,7 @@ def prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbenc
         )  # fmt: skip
         progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
     if len(others) < len(bench.budget.limits):
-        bench = with_latency(bench, progress)
+        learn_devices(bench, progress)
         _check_tightest(bench, bench.budget)
     return bench
 
@@ -65,27 +66,57 @@ def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path | None = 
     return order
 
 
-def with_latency(bench: Workbench, progress: Progress) -> Workbench:
-    """The same workbench with a latency table of this device."""
-    table = LatencyTable.measure(bench.space, threads=bench.config.latency_threads, progress=progress)
-    progress.say(f"Latency table: {describe(table)}.")
-    return use_table(bench, table)
+def learn_devices(bench: Workbench, progress: Progress) -> None:
+    """Measure what is needed to predict the costs that a trace cannot tell, and let the space tell them."""
+    bench.gauges.learn_devices(bench.space, bench.config, progress)
+    bench.gauges.add_costs(bench.space, bench.config.latency_confidence)
+
+
+def load_devices(bench: Workbench, run: Path) -> None:
+    """As `learn_devices`, from what a run folder holds.
+
+    Raises:
+        UserError: it holds nothing, something damaged, or what was learnt of another device.
+    """
+    bench.gauges.load(bench.space, run)
+    bench.gauges.add_costs(bench.space, bench.config.latency_confidence)
+
+
+def settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -> str:
+    """``on`` or ``off``: whether trials are measured, where the configuration leaves that open."""
+    config = bench.config
+    if not bench.gauges.costs:
+        return "off"
+    if config.measure_trials != "auto":
+        return config.measure_trials
+    keeper = Keeper(bench.space, bench.gauges, accuracy=TRIALS * config.latency_accuracy)
+    try:
+        seconds = [_seconds(lambda: keeper.measure(uniform)), _seconds(lambda: bench.evaluator.evaluate(uniform))]
+    except UserError:
+        raise
+    except Exception:  # the user's model fails on this candidate: the trials will say so
+        return "off"
+    measured = seconds[0] < seconds[1]
+    progress.say(
+        f"Candidates are {'' if measured else 'not '}measured before they are scored: measuring one takes "
+        f"{seconds[0]:.2g} s, scoring {seconds[1]:.2g} s."
+    )
+    return "on" if measured else "off"
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def save_profile(bench: Workbench, folder: Path, order: Sequence[int] | None) -> None:
     """What was measured once for this model, device and data."""
     if order is not None:
         save_order(folder, order)
-    save_latency(bench, folder)
+    bench.gauges.save(folder)
     if reads_data(bench.config.importance):
         save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)
-
-
-def save_latency(bench: Workbench, folder: Path) -> None:
-    """Write the latency table into a run folder, if there is one."""
-    if bench.table is not None:
-        (folder / TABLE).parent.mkdir(exist_ok=True)
-        bench.table.save(folder / TABLE)
 
 
 def _score_dense(bench: Workbench) -> float:

@@ -30,6 +30,7 @@ from autoprune.finish import report
 from autoprune.finished import Finished
 from autoprune.kl_table import KLTable
 from autoprune.precision import device_of
+from autoprune.preparing import load_devices
 from autoprune.profiling import usable_table
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_file import FILE, FINETUNE, Measured, Record
@@ -39,9 +40,10 @@ from autoprune.running import EvaluationFailed, private_random
 from autoprune.scores import DivergenceFromDense
 from autoprune.search_spaces import Budget, SearchSpace, UserError
 from autoprune.search_spaces.projection import check_budget
+from autoprune.search_spaces.quantities import is_measured
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import HandedOver, Workbench, load_table, rebuild_workbench, use_table
+from autoprune.workbench import HandedOver, Workbench, rebuild_workbench
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -144,13 +146,14 @@ def proxy(
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
         bench = rebuild_workbench(config, study.path, **given)
-        if "latency" in limits.costs:
-            if "latency" not in Budget.parse(config.budget).costs:
+        if any(map(is_measured, limits.costs)):
+            missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
+            if missing:
                 raise UserError(
-                    f"The run {run} has no latency table, since its own budget does not limit latency. Give limits on "
-                    "macs, params or memory."
+                    f"The run {run} knows nothing of {missing[0]}, since its own budget does not limit it. Give limits "
+                    "on macs, params, size or memory."
                 )
-            bench = use_table(bench, load_table(study.path))
+            load_devices(bench, study.path)
         session = _Session(study, bench, limits, settings, kd, dict(extra or {}), progress)
         found = session.run(candidates)
         finished = Finished.read(study.path)

@@ -39,9 +39,17 @@ GROWTH = 1.25
 """Accuracy is looked at when the rounds have grown by this factor: looking after every round would stop at the moment
 that happens to look best."""
 
+LEAST_MS = 250.0
+"""A network may take this many milliseconds in any case, however many rounds that is: a small one runs in a fraction of
+one, and is known well enough long before a large one has run as many rounds as are allowed."""
+
 NOISY = 3.0
 """A measurement is refused where, after all rounds allowed, its interval is this many times wider than asked for.
 Between once and this, the interval says how far the measurement got."""
+
+
+class TooNoisy(UserError):
+    """The machine is too noisy for the accuracy that was asked for."""
 
 
 def race(
@@ -55,6 +63,7 @@ def race(
     min_rounds: int,
     max_rounds: int,
     warmup: int = WARMUP,
+    least_ms: float = 0.0,
     energy: EnergyMeter | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Latency]:
@@ -67,9 +76,10 @@ def race(
         batch, precision: for the record.
         reference: name of the network to compare with.
         accuracy: wanted half width of the 95 % intervals, relative; infinity takes `min_rounds` whatever they show.
+        least_ms: more rounds than `max_rounds` are run as long as the fastest network has not run for so long in all.
 
     Raises:
-        UserError: after `max_rounds` an interval is more than `NOISY` times wider than asked for.
+        TooNoisy: after `max_rounds` an interval is more than `NOISY` times wider than asked for.
     """
     # a command, perhaps on another machine, warms up by itself
     tracks = {name: _Track(run, runs_before=0 if runtime.clock == "reported" else 1) for name, run in runs.items()}
@@ -80,6 +90,7 @@ def race(
         task = stack.enter_context((progress or NO_PROGRESS).task("Measuring latency", most, "rounds"))
         rounds_before, settled = _warm_up(list(tracks.values()), warmup, runtime.clock, task)
         active = list(tracks.values())
+        max_rounds = max(max_rounds, round(least_ms / max(min(track.fastest for track in active), 1e-3)))
         rounds, look = 0, min_rounds
         while active and rounds < max_rounds:
             _round(active, rounds, task)
@@ -87,7 +98,7 @@ def race(
             if rounds >= look:
                 look = max(rounds + 1, round(rounds * GROWTH))
                 active = _unsure(active, base, runtime.clock, accuracy)
-        task.advance(most - rounds_before - rounds)
+        task.advance(max(most - rounds_before - rounds, 0))
         if energy is not None:
             for track in tracks.values():
                 track.energy_mj = energy.millijoules(track.run)
@@ -105,8 +116,8 @@ def race(
     result = {name: _latency(track, base, runtime.clock, **common) for name, track in tracks.items()}
     for name, latency in result.items():
         if latency.accuracy > NOISY * accuracy and (name != reference or len(result) == 1):
-            raise UserError(_too_noisy(name, latency, accuracy))
-    for remark in dict.fromkeys(remark for latency in result.values() for remark in latency.remarks):
+            raise TooNoisy(_too_noisy(name, latency, accuracy))
+    for remark in result[reference or next(iter(result))].remarks:  # the others' are much the same
         (progress or NO_PROGRESS).say(f"While measuring latency: {remark}.")
     return result
 
@@ -118,6 +129,7 @@ class _Track:
     run: Runnable
     runs_before: int
     times: list[Times] = field(default_factory=list)
+    fastest: float = float("inf")
     energy_mj: float | None = None
 
     def turn(self) -> None:
@@ -148,6 +160,7 @@ def _warm_up(tracks: Sequence[_Track], least: int, clock: str, task: Task) -> tu
         rounds += 1
         settled = rounds >= least and quiet_rounds >= SETTLED_ROUNDS
     for track in tracks:
+        track.fastest = min(track.ms(clock), default=float("inf"))
         track.times.clear()
     return rounds, settled
 

@@ -29,15 +29,17 @@ from autoprune.report_sections import (
     pairs_section,
 )
 from autoprune.search_spaces.budget import format_cost
-from autoprune.search_spaces.quantities import quantity_of
+from autoprune.search_spaces.quantities import is_measured, quantity_of
 from autoprune.tables import (
     DenseFigures,
     best_index,
     cost_name,
+    costs_of,
     final_score,
     format_ratio,
     format_score,
     front_table,
+    measured_costs,
     point_name,
 )
 
@@ -81,8 +83,8 @@ def write_report(
     limits = limits or {}
     y_range = score_range(dense=dense, trials=trials, points=front, score=score)
     costs = ["macs"]
-    if any(p.latency is not None or "latency" in p.costs for p in front) or any("latency" in t.costs for t in trials):
-        costs.append("latency")
+    costs += dict.fromkeys(name for point in front for name in measured_costs(point))
+    costs += [name for name in costs_of(trials) if is_measured(name) and name not in costs]
     figures = [
         front_figure(
             cost, dense=dense, trials=trials, points=front, score=score, limit=limits.get(cost), y_range=y_range
@@ -155,11 +157,9 @@ def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
     if latency is not None:
         ratio = f"{latency.ratio:.2f}×" if latency.ratio is not None else ""
         threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
-        how = f"measured, batch {latency.batch}, {threads}"
-        before_ms = None if dense_latency is None else format_cost("latency", dense_latency.median_ms)
-        yield card(
-            "latency", before_ms, format_cost("latency", latency.median_ms), ", ".join(filter(None, [ratio, how]))
-        )
+        how = f"measured, {latency.runtime}, batch {latency.batch}, {threads}"
+        before_ms = None if dense_latency is None else format_cost("latency", dense_latency.ms)
+        yield card("latency", before_ms, format_cost("latency", latency.ms), ", ".join(filter(None, [ratio, how])))
     tuned = ", fine-tuned" if point.finetuned is not None else ""
     tested = point.test_before if point.finetuned is None else point.test_after
     if tested is not None:

@@ -14,9 +14,18 @@ import numpy as np
 import plotly.graph_objects as go
 
 from autoprune.agents.base import Trial
-from autoprune.front import FrontPoint, front
+from autoprune.front import FrontPoint, Measured, front
 from autoprune.search_spaces.budget import format_cost
-from autoprune.tables import DenseFigures, cost_name, format_score, is_share, point_name, untrained_score
+from autoprune.tables import (
+    DenseFigures,
+    cost_name,
+    format_measured,
+    format_score,
+    is_share,
+    measured_costs,
+    point_name,
+    untrained_score,
+)
 
 TRIAL, FRONT, TUNED, DENSE, FAILED = "#94a3b8", "#3b82f6", "#d9701c", "#0d9f8c", "#e5484d"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
@@ -54,6 +63,8 @@ def front_figure(
         y_range: of `score_range`.
     """
     label, factor = _AXES[cost.partition("@")[0]]
+    if "@" in cost:
+        label = label.replace(" (", f" on {cost.partition('@')[2]} (")
     complete = [t for t in _complete(trials) if cost in t.costs]
     figure = go.Figure()
     if complete:
@@ -93,7 +104,7 @@ def front_figure(
             annotation={"text": f"budget {format_cost(cost, limit)}", "textangle": -90, "yanchor": "bottom", "y": 0.02},
             annotation_position="bottom right",
         )
-    if cost == "latency" and any(point.latency for point in points):
+    if any(cost in measured_costs(point) for point in points):
         label += ": trials predicted, points measured" if complete else ", measured"
     return layout(figure, label, score, y_range, from_zero=True)
 
@@ -181,7 +192,9 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
     xs = [x * factor for _, _, x in placed]
     tuned = [None if p.finetuned is None else _value(score, p.finetuned) for _, p, _ in placed]
     before = [_value(score, untrained_score(p)) for _, p, _ in placed]
-    spread = [p.latency.iqr_ms / 2 if cost == "latency" and p.latency else 0 for _, p, _ in placed]
+    spread = [
+        (m.high - m.low) / 2 * factor for m in (measured_costs(p).get(cost, Measured(0, 0, 0)) for _, p, _ in placed)
+    ]
     if any(y is not None for y in tuned):
         lines = [(x, a, b) for x, a, b in zip(xs, before, tuned, strict=True) if b is not None]
         figure.add_scatter(
@@ -230,16 +243,13 @@ def _add_points(figure: go.Figure, cost: str, factor: float, points: Sequence[Fr
 
 
 def _point_cost(cost: str, point: FrontPoint) -> float | None:
-    if cost == "latency" and point.latency is not None:
-        return point.latency.median_ms
-    return point.costs.get(cost)
+    found = measured_costs(point).get(cost)
+    return point.costs.get(cost) if found is None else found[0]
 
 
 def _dense_cost(cost: str, dense: DenseFigures) -> float | None:
-    latency = dense.get("latency")
-    if cost == "latency" and latency is not None:
-        return latency.median_ms
-    return dense.get("costs", {}).get(cost)
+    found = measured_costs(dense).get(cost)
+    return dense.get("costs", {}).get(cost) if found is None else found[0]
 
 
 def _value(score: str, value: float | None) -> float:
@@ -258,7 +268,8 @@ def _hover(trial: Trial, score: str) -> str:
 def _point_hover(name: str, cost: str, point: FrontPoint, value: float | None, score: str, when: str) -> str:
     x = _point_cost(cost, point)
     assert x is not None
-    place = point.latency.short if cost == "latency" and point.latency else format_cost(cost, x)
+    found = measured_costs(point).get(cost)
+    place = format_cost(cost, x) if found is None else format_measured(cost, found)
     return f"point {name} (trial {point.trial}), {when}<br>{place}<br>{format_score(score, value)}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from autoprune.agents import make_agent, option_names
 from autoprune.agents.base import FRONT_SHARES, Trial
 from autoprune.controller import Controller, Seat
-from autoprune.prior import with_prior
+from autoprune.keeping import TRIALS, Keeper
 from autoprune.progress import Progress
 from autoprune.races import Races
 from autoprune.search_spaces.types import Candidate
@@ -24,7 +24,6 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
     Args:
         order: in which the samples of the search split are read; None where it cannot be chosen.
     """
-    bench = with_prior(bench, study, progress)
     config, evaluator = bench.config, bench.evaluator
     races = Races(evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit)
     return Controller(
@@ -36,6 +35,7 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
         evaluate_above=evaluator.evaluate_above if config.bounds == "exact" and evaluator.bounded else None,
         race=races if config.bounds == "statistical" else None,
         predict=_predictor(bench) if config.heuristic else None,
+        keeper=_keeper(bench) if config.measure_trials == "on" else None,
         audit=config.audit,
         tolerance=config.tolerance,
         progress=progress,
@@ -60,6 +60,10 @@ def make_seats(bench: Workbench) -> list[Seat]:
 def default_sweep(agent: str, aim: str) -> Sequence[float]:
     """Shares of the budget for a search that was given none."""
     return FRONT_SHARES if aim == "front" and "costs" not in option_names(agent) else (1.0,)
+
+
+def _keeper(bench: Workbench) -> Keeper:
+    return Keeper(bench.space, bench.gauges, bench.prior, TRIALS * bench.config.latency_accuracy)
 
 
 def _predictor(bench: Workbench) -> Callable[[Candidate], float] | None:

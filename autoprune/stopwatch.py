@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from autoprune.energy import EnergyMeter
 from autoprune.measured import Latency
 from autoprune.progress import Progress
-from autoprune.race import race
+from autoprune.race import LEAST_MS, race
 from autoprune.robust import Estimate, drift, estimate
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces.errors import UserError
@@ -35,7 +35,8 @@ class Stopwatch:
         inputs: as for `Runtime.open`, at the batch size that is measured.
         accuracy: wanted half width of the 95 % interval of each ratio, relative: 0.02 = ±2 %. Less is rarely worth its
             rounds: from minute to minute the ratio itself moves that much (docs/measuring.md).
-        min_rounds, max_rounds: least and most rounds of one `measure`.
+        min_rounds, max_rounds: least and most rounds of one `measure`; more than the most as long as a network has not
+            run for `least_ms` in all.
         energy: where to read the energy of a run; None not to measure it.
     """
 
@@ -48,12 +49,14 @@ class Stopwatch:
         accuracy: float = 0.02,
         min_rounds: int = 10,
         max_rounds: int = 200,
+        least_ms: float = LEAST_MS,
         energy: EnergyMeter | None = None,
     ) -> None:
         check_rounds(accuracy, min_rounds, max_rounds)
         self.runtime = runtime
         self._dense_model = dense
         self._accuracy, self._min_rounds, self._max_rounds = accuracy, min_rounds, max_rounds
+        self._least_ms = least_ms
         self._batch, self._energy = batch_size(inputs), energy
         self._dense_samples: list[float] = []
         self._stack = ExitStack()
@@ -69,6 +72,7 @@ class Stopwatch:
         models: Mapping[str, nn.Module],
         *,
         accuracy: float | None = None,
+        min_rounds: int | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Latency]:
         """Time `models` and the dense network, which is "dense" in the result and the reference of all ratios.
@@ -77,7 +81,8 @@ class Stopwatch:
         known well enough leaves the rounds.
 
         Raises:
-            UserError: the runtime cannot run one of them, or the machine is too noisy for the accuracy.
+            UserError: the runtime cannot run one of them.
+            TooNoisy: the machine is too noisy for the accuracy.
         """
         if models.get(DENSE, self._dense_model) is not self._dense_model:
             raise ValueError(f"{DENSE!r} names the stopwatch's own network; give another one another name.")
@@ -92,8 +97,9 @@ class Stopwatch:
             precision=precision_of(self.runtime, self._dense_model),
             reference=DENSE,
             accuracy=self._accuracy if accuracy is None else accuracy,
-            min_rounds=self._min_rounds,
-            max_rounds=self._max_rounds,
+            min_rounds=self._min_rounds if min_rounds is None else min_rounds,
+            max_rounds=max(self._max_rounds, min_rounds or 0),
+            least_ms=self._least_ms,
             energy=self._energy,
             progress=progress,
         )

@@ -27,7 +27,7 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from autoprune.agents.base import Trial
+from autoprune.agents.base import Reading, Trial
 from autoprune.config import SearchConfig
 from autoprune.files import atomic_folder, remove_leftovers
 from autoprune.lock import FolderLock
@@ -51,6 +51,7 @@ _ATTRIBUTES = (
     "pruning",
     "audit",
     "ruled_out",
+    "readings",
 )
 
 
@@ -270,14 +271,17 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
     # Older studies keep an attribute for each, and do not say: the share evaluated, before trials could be cut; the
-    # pruning, before it had a name.
+    # pruning, before it had a name; and what was measured, before trials were.
     attributes = attributes.get(_TRIAL, attributes)
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"
-    attributes = {"evaluated": 1.0, "pruning": pruning, "audit": None, "ruled_out": {}, **attributes}
+    attributes = {"evaluated": 1.0, "pruning": pruning, "audit": None, "ruled_out": {}, "readings": (), **attributes}
     values = {name: attributes[name] for name in _ATTRIBUTES}
     values["candidate"] = tuple(values["candidate"])
+    values["readings"] = tuple(
+        Reading(tuple(candidate), gauge, ms, se) for candidate, gauge, ms, se in values["readings"]
+    )
     return Trial(number=number, **values)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from autoprune.front import FrontPoint
+from autoprune.front import FrontPoint, Measured
 from autoprune.search_spaces.budget import format_cost
-from autoprune.search_spaces.quantities import WORST
+from autoprune.search_spaces.quantities import WORST, is_measured, quantity_of
 
 if TYPE_CHECKING:
     from autoprune.agents.base import Trial
@@ -29,12 +29,15 @@ COST_NAMES = {
 
 
 class DenseFigures(TypedDict, total=False):
-    """The dense model: `costs` as of a trial, `score` on the search split, `test` accuracy, measured `latency`."""
+    """The dense model: `costs` as of a trial, `score` on the search split, `test` accuracy, measured `latency`, and all
+    that was measured by the name of the cost, see `FrontPoint.measured`.
+    """
 
     costs: dict[str, float]
     score: float | None
     test: float | None
     latency: Latency | None
+    measured: dict[str, Measured]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def front_table(dense: DenseFigures, front: Sequence[FrontPoint], *, score: str 
     Args:
         score: name of the score that the search used.
     """
-    columns = [*_cost_columns(dense, front), *_latency_columns(dense, front), *_score_columns(dense, front, score)]
+    columns = [*_cost_columns(dense, front), *_measured_columns(dense, front), *_score_columns(dense, front, score)]
     if front:
         kept = ["misses " + ", ".join(point.misses) if point.misses else "kept" for point in front]
         columns.append(("", "budget", ["–", *kept]))
@@ -148,17 +151,45 @@ def _cost_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Col
     ]
 
 
-def _latency_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Column]:
-    predicted = [dense.get("costs", {}).get("latency"), *(point.costs.get("latency") for point in front)]
-    measured = [dense.get("latency"), *(point.latency for point in front)]
+def _measured_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Column]:
+    """Of every cost that is measured: what was predicted, and what was found."""
+    first = dense.get("costs", {})
+    names = dict.fromkeys(name for costs in (first, *(p.costs for p in front)) for name in costs if is_measured(name))
+    measured = [measured_costs(dense), *(measured_costs(point) for point in front)]
+    names.update(dict.fromkeys(name for found in measured for name in found))
+    columns = []
+    for name in names:
+        predicted = [first.get(name), *(point.costs.get(name) for point in front)]
+        columns.append((cost_name(name), "predicted", ["–" if v is None else format_cost(name, v) for v in predicted]))
+        cells = []
+        for index, found in enumerate(measured):
+            share = found[name].share if index and name in found else None
+            ratio = "" if share is None else f"{share:.2f}×"
+            cells.append(f"{format_measured(name, found[name])}\n{ratio}".strip() if name in found else "–")
+        columns.append((cost_name(name), "measured", cells))
+    return columns
 
-    def ratio(latency: Latency) -> str:
-        return f"\n{latency.ratio:.2f}×" if latency.ratio is not None and latency is not measured[0] else ""
 
-    return [
-        ("latency", "predicted", ["–" if ms is None else format_cost("latency", ms) for ms in predicted]),
-        ("latency", "measured", ["–" if found is None else f"{found.short}{ratio(found)}" for found in measured]),
-    ]
+def measured_costs(of: FrontPoint | DenseFigures) -> Mapping[str, Measured]:
+    """Measured costs by name: value and interval."""
+    if isinstance(of, FrontPoint):
+        measured, latency = of.measured, of.latency
+    else:
+        measured, latency = of.get("measured", {}), of.get("latency")
+    if measured or latency is None:
+        return measured
+    return {"latency": Measured(latency.ms, latency.low_ms, latency.high_ms, latency.ratio)}  # of an older release
+
+
+def format_measured(cost: str, found: Measured) -> str:
+    """``8.2 ms ± 0.3``: a measured cost with half its interval; throughput, which has its bounds reversed, without."""
+    value, low, high, _ = found
+    if quantity_of(cost).least or cost.endswith(f"@{WORST}"):
+        return format_cost(cost, value)
+    half, decimals = (high - low) / 2, 1
+    while decimals < 4 and (half < 10**-decimals or value < 10 ** (1 - decimals)):
+        decimals += 1
+    return f"{value:.{decimals}f} {quantity_of(cost).shown} ± {half:.{decimals}f}"
 
 
 def _score_columns(dense: DenseFigures, front: Sequence[FrontPoint], score: str) -> list[_Column]:

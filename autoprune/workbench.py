@@ -19,9 +19,9 @@ from autoprune.align import resolve_align
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data, data_from_loaders, load_data, to_device
 from autoprune.evaluate import SCORES, Evaluator
+from autoprune.gauges import Gauges, make_gauges
 from autoprune.importance import load_scores, reads_data
 from autoprune.importing import import_function
-from autoprune.latency import LatencyTable
 from autoprune.models import ModelSource, input_channels
 from autoprune.precision import device_of
 from autoprune.scores import Score
@@ -30,9 +30,6 @@ from autoprune.search_spaces.errors import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-TABLE = Path("profile") / "latency.json"
-"""Where a run folder keeps its latency table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,7 @@ class Workbench:
         config: the settings, what ``auto`` stood for in `align` included.
         score: name or function by which candidates are scored.
         source: how the dense model is built again; None for a module from Python.
-        table: predicts latency; None where no budget limits it.
+        gauges: of the costs that have to be measured; without a limit on one, of the first runtime only.
         prior: losses of cuts by group and level, for the agent; None where it has none.
     """
 
@@ -64,7 +61,7 @@ class Workbench:
     space: SearchSpace
     evaluator: Evaluator
     budget: Budget
-    table: LatencyTable | None = None
+    gauges: Gauges
     prior: Table | None = None
 
 
@@ -112,7 +109,14 @@ def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
         precision=config.precision,
     )
     return Workbench(
-        config=config, score=score, source=source, data=data, space=space, evaluator=evaluator, budget=budget
+        config=config,
+        score=score,
+        source=source,
+        data=data,
+        space=space,
+        evaluator=evaluator,
+        budget=budget,
+        gauges=make_gauges(config, budget, space),
     )
 
 
@@ -219,27 +223,6 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
                 f"{described[name]} the run {run} began with: its trials would not be comparable with new ones. "
                 f"Restore what was changed (see {run / 'config.toml'}), or start a new run."
             )
-
-
-def use_table(workbench: Workbench, table: LatencyTable) -> Workbench:
-    """The same workbench with predicted latency as a further cost."""
-    workbench.space.add_cost("latency", table.predictor(workbench.space))
-    return replace(workbench, table=table)
-
-
-def load_table(run: Path) -> LatencyTable:
-    """Read the latency table of a run.
-
-    Raises:
-        UserError: there is none, it is damaged, or it is of another device.
-    """
-    again = f"Measure again on this device: autoprune resume {run} --measure-latency."
-    if not (run / TABLE).is_file():
-        raise UserError(f"The budget limits latency, but {run} holds no latency table ({TABLE}). {again}")
-    try:
-        return LatencyTable.load(run / TABLE)
-    except UserError as error:
-        raise UserError(f"{error} {again}") from None
 
 
 def _score(name: str) -> str | Score:

@@ -58,8 +58,8 @@ def main() -> None:
     options = _options()
     stop = time.monotonic() + options.seconds
     panels = []
-    print("| network | runtime | predictor | measured subnets | other measurements | MAPE | Spearman | inside 90 % |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| network | runtime | predictor | subnets | other measurements | held out | MAPE | Spearman | inside 90 % |")
+    print("|---|---|---|---|---|---|---|---|---|")
     costs = []
     for name in options.networks:
         torch.manual_seed(0)
@@ -73,7 +73,7 @@ def main() -> None:
             if not options.offline:
                 measure(space, name, runtime, sets, options.results, stop)
             found = {kind: read(options.results, name, runtime, kind, wanted) for kind, wanted in sets.items()}
-            if any(len(found[kind].candidates) < len(sets[kind]) for kind in ("informative", "held out")):
+            if min(len(found[kind].candidates) for kind in ("informative", "held out")) < FEW:
                 continue
             table = read_table(options.results, name)
             rows, panel = compare(space, table, read_layers(options.results, name, runtime), found)
@@ -254,7 +254,15 @@ def row(
     off = np.abs(predicted - test.ratios)
     correlation = spearmanr(predicted, test.ratios).statistic
     inside = "" if sd is None else f"{np.mean(off <= 1.645 * np.hypot(sd, test.errors)):.0%}"
-    return [label, str(subnets), other, f"{np.mean(off / test.ratios):.1%}", f"{correlation:.3f}", inside]
+    return [
+        label,
+        str(subnets),
+        other,
+        str(len(test.candidates)),
+        f"{np.mean(off / test.ratios):.1%}",
+        f"{correlation:.3f}",
+        inside,
+    ]
 
 
 # -- picture --------------------------------------------------------------------------------------------------------

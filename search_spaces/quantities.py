@@ -103,6 +103,11 @@ def quantity_of(name: str) -> Quantity:
     return QUANTITIES.get(name.partition("@")[0], Quantity(name, COUNT))
 
 
+def is_measured(cost: str) -> bool:
+    """Whether a cost is one that a trace cannot tell, by its name."""
+    return quantity_of(cost).per_device
+
+
 def parse_cost(name: str) -> tuple[str, str | None]:
     """Split the name of a cost into quantity and device: ``latency@phone`` is ("latency", "phone").
 

@@ -112,7 +112,8 @@ class Posterior:
     def times(self, shares: FloatArray) -> FloatArray:
         """Time of each feature in units of the dense network, [n, K]."""
         w, v = np.split(self.weights[:-1], 2)
-        return shares * (w + v * (shares - 1) + self.weights[-1] * self.guess * (shares < 1))
+        times: FloatArray = shares * (w + v * (shares - 1) + self.weights[-1] * self.guess * (shares < 1))
+        return times
 
 
 def basis(shares: FloatArray, guess: FloatArray) -> FloatArray:

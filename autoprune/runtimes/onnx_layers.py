@@ -34,12 +34,13 @@ class NodeModules:
         `op` is its kind: a convolution that was fused with what follows may be reported under the last output, and
         is found from there.
         """
-        node = self._by_name.get(reported) or self._by_output.get(reported.removesuffix("_nchwc"))
+        name = reported.removeprefix("fused ").partition("/")[0].removesuffix("_nchwc")
+        node = self._by_name.get(name) or self._by_output.get(name)
         if node is None:
             return ""
-        return self._paths[self._producer(node, op).output[0]]
+        return self._paths[self._producer(node, (op or "").removeprefix("Fused")).output[0]]
 
-    def _producer(self, node: Any, op: str | None) -> Any:
+    def _producer(self, node: Any, op: str) -> Any:
         """The nearest node of kind `op` from which `node` follows, at most three nodes back; else `node`."""
         near = [node]
         for _ in range(3):

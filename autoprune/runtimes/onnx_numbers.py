@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from onnxscript import ir
 
 SCOPES = "pkg.torch.onnx.name_scopes"
 """Metadata of a node by the exporter: module paths from the root down, then the operator."""
@@ -77,7 +77,7 @@ def explain(dense: Export, others: Sequence[Export]) -> dict[int, Multiple | Non
 
 def write_numbers(model: ir.Model, numbers: Sequence[int | None]) -> None:
     """Put `numbers` where `Export.read` finds them; None leaves an attribute as it is and removes a noted shape."""
-    import onnx_ir as ir
+    from onnxscript import ir
 
     at = 0
     for node, where, old in list(_places(model)):
@@ -124,7 +124,7 @@ def scope_of(text: str) -> str:
 
 def _places(model: ir.Model) -> Iterator[tuple[ir.Node, str | int, list[int]]]:
     """Everything that holds whole numbers: (node, name of an attribute or index of an output, the numbers)."""
-    import onnx_ir as ir
+    from onnxscript import ir
 
     for node in model.graph:
         for name, attribute in node.attributes.items():

@@ -126,16 +126,18 @@ class OnnxTemplate:
         return _optimised(program)
 
     def _fill(self, model: nn.Module) -> bytes:
-        import onnx_ir as ir
+        from onnxscript import ir
 
         program = copy.copy(self._program)
         program.model = filled = self._program.model.clone()
-        tensors = dict(model.named_parameters(remove_duplicate=False))
-        tensors |= dict(model.named_buffers(remove_duplicate=False))
+        tensors: dict[str, Tensor] = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
         for name, value in filled.graph.initializers.items():
             if name in tensors:
-                value.const_value = ir.tensor(tensors[name].detach().contiguous(), name=name)
-                value.shape = value.const_value.shape
+                tensor = tensors[name].detach().contiguous()
+                value.const_value, value.shape = ir.tensor(tensor, name=name), ir.Shape(tensor.shape)
         if self._multiples:
             numbers: list[int | None] = list(self._dense.numbers)
             shapes = shapes_of(filled)
@@ -169,7 +171,8 @@ def _program(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> torch.onn
 def _optimised(program: torch.onnx.ONNXProgram) -> bytes:
     with quiet():
         program.optimize()
-        return program.model_proto.SerializeToString()
+        graph: bytes = program.model_proto.SerializeToString()
+    return graph
 
 
 def _on_cpu(model: nn.Module) -> nn.Module:

@@ -7,7 +7,6 @@ always stated. Shapes are fixed to the measured batch size, as its documentation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -115,7 +114,7 @@ class OpenVinoCall:
         return [np.asarray(output) for output in outputs.values()]
 
 
-def _library() -> ModuleType:
+def _library() -> Any:
     try:
         import openvino
     except ImportError:

@@ -64,7 +64,7 @@ class TorchRuntime(Runtime):
         tensors = [*model.parameters(), *model.buffers()]
         if all(_fits(tensor, self.torch_device, dtype, layout) for tensor in tensors):
             return model
-        return copy.deepcopy(model).to(self.torch_device, dtype).to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+        return copy.deepcopy(model).to(self.torch_device, dtype).to(memory_format=layout)
 
     def converted_inputs(self, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`inputs` as arguments, on the device, in the precision and layout."""

@@ -12,7 +12,7 @@ from autoprune.nets import SmallResNet, small_resnet
 
 NET = ["--model", "autoprune.nets:small_resnet", "--model-arg", "widths=[8, 16]", "--model-arg", "blocks=[1, 1]"]
 DIGITS = ["--data", "digits", "--calibration-samples", "200"]
-QUICK = ["--latency-repeats", "3"]
+QUICK = ["--latency-repeats", "3", "--latency-accuracy", "0.3", "--latency-subnets", "8"]
 
 
 def tiny_net() -> SmallResNet:
@@ -34,5 +34,12 @@ def loaders() -> dict[str, Any]:
     return {"train": DataLoader(train, batch_size=50, shuffle=True), "test": DataLoader(test, batch_size=50)}
 
 
-SETTINGS: dict[str, Any] = {"budget": ["macs=0.5x"], "calibration_samples": 100, "latency_repeats": 3, "points": 2}
+SETTINGS: dict[str, Any] = {
+    "budget": ["macs=0.5x"],
+    "calibration_samples": 100,
+    "latency_repeats": 3,
+    "latency_accuracy": 0.3,
+    "latency_subnets": 8,
+    "points": 2,
+}
 """Of a quick search from Python."""

@@ -12,10 +12,10 @@ import autoprune as ap
 from autoprune.config import SearchConfig
 from autoprune.data import Batches
 from autoprune.finished import Finished
+from autoprune.gauges import FOLDER
 from autoprune.models import ModelSource
 from autoprune.points import export_point, fine_tune
 from autoprune.search_spaces.budget import Budget
-from autoprune.workbench import TABLE
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 
 NAMED = ModelSource("autoprune.nets:small_resnet", {"widths": [8, 16], "blocks": [1, 1]})
@@ -121,7 +121,7 @@ def test_own_scoring_function(tmp_path: Path) -> None:
     assert len(ap.resume(tmp_path / "r", trials=1, model=tiny_net(), **loaders(), score=own_score).trials) == 3
 
 
-def test_latency_budget_has_a_table_and_is_checked_on_the_device(tmp_path: Path) -> None:
+def test_latency_budget_has_a_model_and_is_checked_on_the_device(tmp_path: Path) -> None:
     run = tmp_path / "r"
     budget = {"budget": ["latency=0.95x", "macs=0.9x"]}
     result = ap.search(NAMED, data="digits", **{**SETTINGS, **budget}, trials=2, run=run)
@@ -130,28 +130,18 @@ def test_latency_budget_has_a_table_and_is_checked_on_the_device(tmp_path: Path)
     for point in result.front:
         assert point.latency is not None
         assert point.latency.ratio is not None
-        assert point.misses == (("latency",) if point.latency.ratio > 0.95 else ())
-    table = (run / TABLE).read_text()
-    (run / TABLE).unlink()
-    with pytest.raises(ap.UserError, match=r"no latency table.*--measure-latency"):
+        assert point.latency.ratio_high is not None
+        assert point.misses == (("latency",) if point.latency.ratio_high > 0.95 else ())
+    model = run / FOLDER / "eager-1.json"
+    learnt = model.read_text()
+    model.unlink()
+    with pytest.raises(ap.UserError, match=r"no latency model.*--measure-latency"):
         ap.resume(run, trials=1)
-    (run / TABLE).write_text(table.replace('"fingerprint": "', '"fingerprint": "other'))
+    model.write_text(learnt.replace('"fingerprint": "', '"fingerprint": "other'))
     with pytest.raises(ap.UserError, match=r"another device.*--measure-latency"):
         ap.resume(run, trials=1)
     assert len(ap.resume(run, trials=1, measure_latency=True).trials) == 3
     assert len(ap.resume(run, trials=1).trials) == 4
-
-
-def test_absolute_latency_that_is_missed_is_said_so(tmp_path: Path) -> None:
-    from autoprune.finish import _with_latency
-
-    result = ap.search(NAMED, data="digits", **SETTINGS, trials=1, run=tmp_path / "r")
-    point, dense = result.front[0], result.dense.latency
-    assert point.latency is not None
-    assert dense is not None
-    for factor, misses in ((0.99, ("latency",)), (1.01, ())):
-        budget = Budget.parse(f"latency={point.latency.median_ms * factor:.6f}ms")
-        assert _with_latency(point, point.latency, budget).misses == misses
 
 
 @pytest.mark.parametrize(

@@ -457,7 +457,7 @@ def test_what_cannot_be_measured_is_refused_at_once(fresh: Path) -> None:
         ({"epochs": 0}, "at least 1 epoch, but got 0"),
         ({"finetune_options": {"momentums": 1}}, "momentums"),
         ({"budget": "macs=0.0001x"}, "macs"),
-        ({"budget": "latency=5ms"}, "no latency table"),
+        ({"budget": "latency=5ms"}, "knows nothing of latency"),
         ({"extra": {"repair": lambda evaluator, candidates: [0.0]}}, "a proxy called 'repair' already"),
         ({"extra": {"mine": lambda evaluator, candidates: None}}, "must return one number"),
     ):
@@ -515,8 +515,8 @@ def test_a_limit_on_latency_takes_the_table_of_the_run(tmp_path: Path) -> None:
     ap.search(tiny_net(), **loaders(), **limits, trials=1, run=run)
     assert len(proxy(run, candidates=5, **GIVEN).truths) == 5
     (run / FILE).unlink()
-    (run / "profile" / "latency.json").unlink()
-    with pytest.raises(ap.UserError, match="holds no latency table"):
+    (run / "profile" / "latency" / "eager-1.json").unlink()
+    with pytest.raises(ap.UserError, match="holds no latency model"):
         proxy(run, candidates=5, **GIVEN)
     assert len(proxy(run, candidates=5, budget="macs=0.5x", **GIVEN).truths) == 5
 

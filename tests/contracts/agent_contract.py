@@ -173,7 +173,7 @@ class AgentContract:
     def test_bad_arguments_are_refused_at_once(self) -> None:
         with pytest.raises(UserError, match="No subnet fits"):
             self.make(budget=["macs=0.01x"])
-        with pytest.raises(UserError, match="Measure a latency table"):
+        with pytest.raises(UserError, match="It is measured, not counted"):
             self.make(space=tiny_space(latency=False), budget=["latency=2ms"])
         with pytest.raises(UserError, match="seed"):
             self.make(-1)

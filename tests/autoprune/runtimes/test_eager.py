@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any
 
 import pytest
@@ -110,9 +111,9 @@ def test_times_of_modules_exclude_their_submodules(monkeypatch: pytest.MonkeyPat
 
 def test_timers_read_the_clock_they_are_named_after(monkeypatch: pytest.MonkeyPatch) -> None:
     wall, thread, process = iter([1.0, 1.5]), iter([2.0, 2.25]), iter([3.0, 3.125])
-    monkeypatch.setattr(clocks.time, "perf_counter", lambda: next(wall))
-    monkeypatch.setattr(clocks.time, "thread_time", lambda: next(thread))
-    monkeypatch.setattr(clocks.time, "process_time", lambda: next(process))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(wall))
+    monkeypatch.setattr(time, "thread_time", lambda: next(thread))
+    monkeypatch.setattr(time, "process_time", lambda: next(process))
     assert clocks.cpu_timer(1)(lambda: None) == (500.0, 250.0)
     wall = iter([1.0, 1.5])
     assert clocks.cpu_timer(2)(lambda: None) == (500.0, 125.0)
