@@ -5,15 +5,25 @@ Kernels work on blocks of channels; a width that is no whole number of blocks ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from autoprune.config import SearchConfig
-from autoprune.search_spaces import Budget
+from autoprune.device_profile import DeviceProfile
+from autoprune.progress import Progress
+from autoprune.runtimes import Runtime
+from autoprune.search_spaces import Budget, SearchSpace
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.quantities import is_measured
+from autoprune.steps import find_steps, kinds_of
 
 DEFAULT = 8
 """Where nothing measured limits the search, and so nothing is measured: what most runtimes are fast at."""
+
+WIDE = 64
+"""Units of the widest group from which on the step of a runtime is worth measuring."""
+
+SLOW = ("compile", "command")
+"""Runtimes whose steps are not measured."""
 
 
 def read_align(text: str) -> int | str:
@@ -39,3 +49,28 @@ def resolve_align(config: SearchConfig, steps: Mapping[str, int] | None = None) 
     if isinstance(config.align, int):
         return config.align
     return max((steps or {}).values(), default=DEFAULT)
+
+
+def measured_align(config: SearchConfig, space: SearchSpace, runtimes: Iterable[Runtime], progress: Progress) -> int:
+    """`resolve_align` with the steps of these runtimes, measured where the device profile does not hold them.
+
+    Narrow networks have levels of few channels whatever the step, and runtimes that take seconds to load a network
+    would take an hour for hundreds of them: there it is `DEFAULT`.
+    """
+    if not needs_steps(config) or max(group.num_units for group in space.groups) < WIDE:
+        return resolve_align(config)
+    profile = None if config.device_profile is None else DeviceProfile(config.device_profile)
+    steps: dict[str, int] = {}
+    for runtime in {runtime.describe(): runtime for runtime in runtimes}.values():
+        if runtime.name in SLOW:
+            continue
+        entry = None if profile is None else profile.entry(runtime)
+        kinds = [kind for kind in kinds_of(space.ops) if entry is None or kind not in entry.steps]
+        found = find_steps(runtime, kinds, progress=progress) if kinds else {}
+        if entry is not None and profile is not None:
+            entry.steps.update(found)
+            profile.save()
+            found = {kind: entry.steps[kind] for kind in kinds_of(space.ops)}
+        progress.say(f"Channel steps of {runtime.name}: {', '.join(f'{kind} {step}' for kind, step in found.items())}.")
+        steps = {kind: max(step, steps.get(kind, 1)) for kind, step in found.items()}
+    return resolve_align(config, steps)

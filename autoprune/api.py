@@ -38,6 +38,7 @@ from autoprune.preparing import (
     prepare,
     read_hardest_first,
     save_profile,
+    settle_align,
     settle_measuring,
 )
 from autoprune.prior import with_prior
@@ -264,7 +265,7 @@ def search(
         example_inputs=example_inputs,
         score=score,
     )
-    bench = make_workbench(config, objects)
+    bench = settle_align(config, objects, make_workbench(config, objects), progress)
     with bench.gauges:
         prepare(bench, importance_loss, progress)
         uniform = make_seats(bench)[0].agent.uniform()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from autoprune.align import measured_align
 from autoprune.bounds import ORDER, load_order, save_order
+from autoprune.config import SearchConfig
 from autoprune.controller import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
 from autoprune.keeping import TRIALS, Keeper
@@ -16,7 +19,7 @@ from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.types import Candidate
 from autoprune.tables import format_score
-from autoprune.workbench import Workbench
+from autoprune.workbench import Objects, Workbench, make_workbench
 
 
 def prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
@@ -64,6 +67,13 @@ def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path | None = 
         except UserError as error:
             raise UserError(f"{ORDER} of the run is damaged: {error} Delete it, and it is made again.") from None
     return order
+
+
+def settle_align(config: SearchConfig, objects: Objects, bench: Workbench, progress: Progress) -> Workbench:
+    """The workbench with levels in multiples of the runtime's channel step, where ``auto`` leaves that open."""
+    runtimes = [gauge.runtime for gauge in bench.gauges.budgeted]
+    align = measured_align(config, bench.space, runtimes, progress)
+    return bench if align == bench.config.align else make_workbench(replace(config, align=align), objects)
 
 
 def learn_devices(bench: Workbench, progress: Progress) -> None:
