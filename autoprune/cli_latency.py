@@ -116,8 +116,8 @@ def _saving_table(profile: LatencyProfile) -> Table:
     table = Table("group", title="What a cut of one group saves")
     table.add_column("units", justify="right")
     for cut in profile.cuts:
-        table.add_column(f"{cut:.0%} cut\nms", justify="right")
-    deepest = f"{profile.cuts[-1]:.0%} cut"
+        table.add_column(f"{100 * cut:g}% cut\nms", justify="right")
+    deepest = f"{100 * profile.cuts[-1]:g}% cut"
     for name in ("time", "MACs", "params"):
         table.add_column(f"{deepest}\n{name}", justify="right")
     table.add_column("time saved")

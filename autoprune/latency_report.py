@@ -133,14 +133,14 @@ def saving_figure(profile: LatencyProfile) -> go.Figure:
             _add_bars(
                 figure,
                 [(name, cut) for name, cut in found if cut.measured == measured],
-                f"{profile.cuts[column]:.0%} of the units",
+                f"{100 * profile.cuts[column]:g}% of the units",
                 rank=column,
                 color=SHADES[min(column + max(2 - last, 0), len(SHADES) - 1)],
                 with_error=column == last,
             )
     deepest = [(name, saving.deepest) for name, saving in zip(names, ranked, strict=True) if saving.deepest]
     figure.add_scatter(
-        name=f"MACs saved by {profile.cuts[-1]:.0%}",
+        name=f"MACs saved by {100 * profile.cuts[-1]:g}%",
         legendrank=len(names) + last,
         y=[name for name, _ in deepest],
         x=[100 * cut.macs for _, cut in deepest],
@@ -233,7 +233,7 @@ def _hover(name: str, cut: Cut) -> str:
 
 def saving_table(profile: LatencyProfile) -> str:
     """One row a group, as ranked: for each cut the units kept, and the time, MACs and parameters saved."""
-    heads = "".join(f'<th colspan="3">{cut:.0%} cut</th>' for cut in profile.cuts)
+    heads = "".join(f'<th colspan="3">{100 * cut:g}% cut</th>' for cut in profile.cuts)
     columns = "<th>kept</th><th>saved ms<br>share</th><th>MACs<br>params</th>" * len(profile.cuts)
     rows = "".join(_row(number, saving, profile.dense.ms) for number, saving in enumerate(profile.ranking, 1))
     return (
