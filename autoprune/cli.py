@@ -1,4 +1,5 @@
-"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `train`.
+"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `latency`
+and `train`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
@@ -288,14 +289,7 @@ def trace(
     model_arg: options.ModelArg = None,
     data: options.OptionalDataName = None,
     data_root: options.DataRoot = None,
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NxCxHxW",
-            help="Shape of a random input. Default: a sample of --data, else 1xCx224x224.",
-            rich_help_panel=options.DATA,
-        ),
-    ] = None,
+    input_shape: options.InputShape = None,
     align: options.TraceAlign = 8,
     json: options.Json = False,
     debug: options.Debug = False,
@@ -311,6 +305,97 @@ def trace(
         shape=input_shape,
         align=align,
         json=json,
+    )
+
+
+@app.command(
+    epilog="Example: [b]autoprune latency --model torchvision:resnet18 --runtime onnxruntime --out page.html[/]"
+)
+@guarded
+def latency(
+    model: options.Model,
+    runtime: options.PlainRuntimes = None,
+    model_arg: options.ModelArg = None,
+    weights: options.Weights = None,
+    data: options.OptionalDataName = None,
+    data_root: options.DataRoot = None,
+    input_shape: options.InputShape = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Samples a run. Default: as in --input-shape, else 1.", rich_help_panel=options.DATA),
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of one run.", rich_help_panel=options.LATENCY)] = 1,
+    device: Annotated[
+        str, typer.Option(help="cpu; eager and compile also run on cuda.", rich_help_panel=options.LATENCY)
+    ] = "cpu",
+    cut: Annotated[
+        list[float] | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of a group's units to cut; repeatable. Default: 0.1, 0.25 and 0.5.",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = None,
+    align: Annotated[
+        str,
+        typer.Option(
+            metavar="1|8|16|auto",
+            help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the "
+            "runtime is fast, found by measuring for half a minute.",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = "8",
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="About how long to measure cuts on each runtime, the deepest first; the others are predicted.",
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = 120.0,
+    accuracy: Annotated[
+        float,
+        typer.Option(
+            help="Measure until latencies are known to this share of themselves.", rich_help_panel=options.LATENCY
+        ),
+    ] = 0.01,
+    device_profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of what is known of devices: what is in it is not measured again, what is new is added.",
+            show_default=False,
+            rich_help_panel=options.LATENCY,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Page with charts to write, .html.", show_default=False, rich_help_panel=options.RESULT),
+    ] = None,
+    json: options.Json = False,
+    debug: options.Debug = False,
+) -> None:
+    """Where does the time go? Latency of a network, share of each layer, and what cuts of each group would save."""
+    from autoprune.align import read_align
+    from autoprune.cli_latency import print_latency
+    from autoprune.models import ModelSource, parse_model_args
+    from autoprune.progress import RichProgress
+
+    print_latency(
+        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
+        runtime or ["eager"],
+        data=data,
+        data_root=data_root,
+        shape=input_shape,
+        batch=batch,
+        threads=threads,
+        device=device,
+        cuts=cut or (0.1, 0.25, 0.5),
+        align=read_align(align),
+        seconds=seconds,
+        accuracy=accuracy,
+        device_profile=device_profile,
+        out=out,
+        json=json,
+        progress=RichProgress(),
     )
 
 

@@ -85,6 +85,8 @@ def _explained(error: Exception) -> tuple[str, int]:
 def _stopped(command: str, run: Any) -> str:
     from autoprune.config import FILE
 
+    if command == "latency":
+        return "Stopped. The cuts measured so far are kept where --device-profile names a file."
     if command not in ("search", "resume"):
         return "Stopped. The same command again goes on from what is stored."
     if not isinstance(run, Path) or not (run / FILE).is_file():

@@ -47,6 +47,14 @@ DataName = Annotated[
 OptionalDataName = Annotated[
     str | None, typer.Option("--data", help=DATA_HELP, rich_help_panel=DATA, show_default=False, metavar="DATA")
 ]
+InputShape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NxCxHxW",
+        help="Shape of a random input. Default: a sample of --data, else 1xCx224x224.",
+        rich_help_panel=DATA,
+    ),
+]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data sets.", rich_help_panel=DATA)]
 SearchSize = Annotated[
     float | None,
@@ -208,6 +216,16 @@ Runtimes = Annotated[
         "the first, latency@phone=8ms another. Default: eager.",
         rich_help_panel=LATENCY,
         show_default=False,
+    ),
+]
+PlainRuntimes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--runtime",
+        metavar="RUNTIME",
+        help="[b]eager[/] (default), [b]compile[/], [b]onnxruntime[/], [b]openvino[/], or [b]command:SCRIPT[/] of your "
+        "own; with settings: eager:precision=bf16. Repeatable.",
+        rich_help_panel=LATENCY,
     ),
 ]
 LatencyBatch = Annotated[int, typer.Option(help="Samples a batch when measuring.", rich_help_panel=LATENCY)]

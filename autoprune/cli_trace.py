@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 import typer
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoprune.cli_show import say, stdout
 from autoprune.data import load_data
+from autoprune.data.base import Inputs
 from autoprune.models import ModelSource, input_channels
 from autoprune.search_spaces import SearchSpace, trace
 from autoprune.search_spaces.budget import format_cost
@@ -33,12 +34,7 @@ def print_trace(
         UserError: model, data or shape cannot be used, or nothing can be pruned.
     """
     model = source.build()
-    channels = input_channels(model)
-    if data is not None:
-        example = load_data(data, root=data_root, channels=channels).example()
-    else:
-        sizes = read_shape(shape) if shape is not None else (1, channels or 3, 224, 224)
-        example = torch.randn(sizes, generator=torch.Generator().manual_seed(0))
+    example = example_of(model, data=data, data_root=data_root, shape=shape)
     space = trace(model, example, align=align)
     layers = layer_macs(space)
     if json:
@@ -90,6 +86,28 @@ def print_space(name: str, example: object, space: SearchSpace, layers: Mapping[
     for op, module in space.unknown_ops.items():
         say(console, f"No rule for {op} in {module or 'the model'}: what it touches stays.")
     say(console, "1 MAC = 1 multiply-add = 2 FLOPs. A group that is not exact runs a norm or mean over its units.")
+
+
+def example_of(
+    model: nn.Module, *, data: str | None, data_root: Path | None, shape: str | None, batch: int | None = None
+) -> Inputs:
+    """The first `batch` samples of the data, or random numbers of a shape; by default one sample, 1xCx224x224.
+
+    Raises:
+        UserError: data or shape cannot be used, or shape and batch contradict each other.
+    """
+    if batch is not None and batch < 1:
+        raise UserError(f"A batch holds at least 1 sample, but got --batch {batch}.")
+    channels = input_channels(model)
+    if data is not None:
+        if shape is not None:
+            raise UserError(f"Give either --data {data} or --input-shape {shape}: both say what the input is.")
+        return load_data(data, root=data_root, channels=channels).example(batch or 1)
+    sizes = read_shape(shape) if shape is not None else (1, channels or 3, 224, 224)
+    if batch is not None and sizes[0] not in (1, batch):
+        raise UserError(f"--input-shape {shape} holds {sizes[0]} samples, but --batch says {batch}.")
+    sizes = (batch or sizes[0], *sizes[1:])
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(0))
 
 
 def layer_macs(space: SearchSpace) -> dict[str, int]:

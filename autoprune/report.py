@@ -11,14 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import plotly.offline
-
 from autoprune.agents.base import Trial
 from autoprune.files import atomic_write
 from autoprune.front import FrontPoint
 from autoprune.proxy_report import ProxyReport
 from autoprune.prunings import describe_prunings
 from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
+from autoprune.report_page import card, page, section
 from autoprune.report_proxy import proxy_section
 from autoprune.report_sections import (
     figures_section,
@@ -29,7 +28,6 @@ from autoprune.report_sections import (
     outcomes_section,
     pairs_section,
 )
-from autoprune.report_style import STYLE
 from autoprune.search_spaces.budget import format_cost
 from autoprune.search_spaces.quantities import is_measured, quantity_of
 from autoprune.tables import (
@@ -44,8 +42,6 @@ from autoprune.tables import (
     measured_costs,
     point_name,
 )
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_report(
@@ -99,47 +95,23 @@ def write_report(
     hidden = f" {below} of {len(trials)} trials lie below the axis; double-click to see them." if below else ""
     sections = [
         _headline(title, dense, front, score, config.get("budget", ()), limits, len(trials)),
-        _section("Front", "Numbers are the points of the table below." + hidden, figures_section(figures, "front")),
-        _section("Models", "", models_section(front_table(dense, front, score=score), best_index(front))),
-        _section("Kept per layer", kept_caption(front), kept_section(front, keep_ratios)),
-        _section(
+        section("Front", "Numbers are the points of the table below." + hidden, figures_section(figures, "front")),
+        section("Models", "", models_section(front_table(dense, front, score=score), best_index(front))),
+        section("Kept per layer", kept_caption(front), kept_section(front, keep_ratios)),
+        section(
             "Trials over time",
             hidden.strip(),
             figures_section([progress_figure(dense=dense, trials=trials, score=score, y_range=y_range)], "progress"),
         ),
-        _section("Can the scores be trusted?", "", "" if proxies is None else proxy_section(proxies)),
-        _section("What each trial became", "; ".join(describe_prunings(trials)), outcomes_section(trials, score)),
+        section("Can the scores be trusted?", "", "" if proxies is None else proxy_section(proxies)),
+        section("What each trial became", "; ".join(describe_prunings(trials)), outcomes_section(trials, score)),
         '<div class="columns">',
-        _section("Configuration", "", pairs_section(config)),
-        _section("Environment", "", pairs_section(environment or {})),
+        section("Configuration", "", pairs_section(config)),
+        section("Environment", "", pairs_section(environment or {})),
         "</div>",
-        _section("How to read the figures", "", footnotes(dense, front, score, notes)),
+        section("How to read the figures", "", footnotes(dense, front, score, notes)),
     ]
-    atomic_write(path, _page(title, sections))
-
-
-def _page(title: str, sections: Sequence[str]) -> str:
-    return "\n".join(
-        [
-            '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{html.escape(title)} · autoprune</title>",
-            f"<style>{STYLE}</style>",
-            f"<script>{plotly.offline.get_plotlyjs()}</script>",
-            "</head>\n<body>\n<main>",
-            *sections,
-            "</main>\n</body>\n</html>\n",
-        ]
-    )
-
-
-def _section(title: str, caption: str, body: str) -> str:
-    if not body:
-        return ""
-    text = f'<p class="caption">{caption}</p>' if caption else ""
-    return f"<section><h2>{title}</h2>{text}\n{body}</section>"
+    atomic_write(path, page(title, sections))
 
 
 def _headline(
@@ -176,7 +148,7 @@ def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
     for name in ("macs", "params"):
         if name in point.costs:
             before = dense_costs.get(name)
-            yield _card(
+            yield card(
                 cost_name(name),
                 None if before is None else format_cost(name, before),
                 format_cost(name, point.costs[name]),
@@ -187,12 +159,12 @@ def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
         threads = "1 thread" if latency.threads == 1 else f"{latency.threads} threads"
         how = f"measured, {latency.runtime}, batch {latency.batch}, {threads}"
         before_ms = None if dense_latency is None else format_cost("latency", dense_latency.ms)
-        yield _card("latency", before_ms, format_cost("latency", latency.ms), ", ".join(filter(None, [ratio, how])))
+        yield card("latency", before_ms, format_cost("latency", latency.ms), ", ".join(filter(None, [ratio, how])))
     tuned = ", fine-tuned" if point.finetuned is not None else ""
     tested = point.test_before if point.finetuned is None else point.test_after
     if tested is not None:
         test = dense.get("test")
-        yield _card(
+        yield card(
             "accuracy",
             None if test is None else format_score("accuracy", test),
             format_score("accuracy", tested),
@@ -201,12 +173,4 @@ def _cards(dense: DenseFigures, point: FrontPoint, score: str) -> Iterator[str]:
     else:
         own = dense.get("score")
         found = format_score(score, final_score(point))
-        yield _card(score, None if own is None else format_score(score, own), found, f"{point.split} split{tuned}")
-
-
-def _card(name: str, before: str | None, after: str, note: str) -> str:
-    arrow = "" if before is None else f'<span class="before">{html.escape(before)} →</span> '
-    return (
-        f'<div class="card"><p class="name">{html.escape(name)}</p><p class="value">{arrow}{html.escape(after)}</p>'
-        f'<p class="note">{html.escape(note)}</p></div>'
-    )
+        yield card(score, None if own is None else format_score(score, own), found, f"{point.split} split{tuned}")

@@ -284,11 +284,24 @@ def layout(
 ) -> go.Figure:
     """Give a figure whose y axis is the score the style of all of them; `remark` says more of that score."""
     share = is_share(score)
+    style(
+        figure,
+        x={"title": x_title, "rangemode": "tozero" if from_zero else "normal"},
+        y={
+            "title": f"{html.escape(score)} on the search split{remark}" + (" (%)" if share else ""),
+            "range": y_range,
+        },
+    )
+    return figure
+
+
+def style(figure: go.Figure, *, x: Mapping[str, Any], y: Mapping[str, Any], height: int = _HEIGHT) -> None:
+    """Give a figure the looks of the page; `x` and `y` are settings of its axes."""
     axis: Mapping[str, Any] = {"zeroline": False, "showline": False, "ticks": "", "title_standoff": 12}
     figure.update_traces(hovertemplate="%{hovertext}<extra></extra>", selector={"hoverinfo": None})
     figure.update_layout(
         template="none",
-        height=_HEIGHT,
+        height=height,
         margin={"l": 64, "r": 16, "t": 56, "b": 52},
         font={"family": _FONT, "size": 12},
         paper_bgcolor="rgba(0,0,0,0)",
@@ -301,11 +314,6 @@ def layout(
             "font": {"size": 11},
         },
         hoverlabel={"align": "left", "font": {"family": _FONT, "size": 12}},
-        xaxis={**axis, "title": x_title, "rangemode": "tozero" if from_zero else "normal"},
-        yaxis={
-            **axis,
-            "title": f"{html.escape(score)} on the search split{remark}" + (" (%)" if share else ""),
-            "range": y_range,
-        },
+        xaxis={**axis, **x},
+        yaxis={**axis, **y},
     )
-    return figure

@@ -18,6 +18,8 @@ p { margin: 0; }
 .facts, .caption, .note, .notes { color: var(--soft); }
 .facts { margin-top: 4px; }
 .caption { font-size: 13px; margin-bottom: 8px; }
+.runtime { margin: 32px 0 10px; }
+.unsure { color: var(--soft); }
 section, .card { background: var(--panel); border: 1px solid var(--line); border-radius: 12px; }
 section { padding: 20px 24px; margin-top: 20px; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 16px; }
@@ -25,7 +27,7 @@ section { padding: 20px 24px; margin-top: 20px; }
 .card .name { color: var(--soft); font-size: 13px; }
 .card .value { font-size: 23px; font-weight: 650; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
 .card .before { color: var(--soft); font-size: 15px; font-weight: 450; }
-.card .note { font-size: 13px; }
+.card .note { font-size: 13px; overflow-wrap: anywhere; }
 .figures { display: grid; gap: 16px; }
 .figures.two { grid-template-columns: 1fr 1fr; }
 @media (max-width: 900px) { .figures.two { grid-template-columns: minmax(0, 1fr); } }
@@ -64,7 +66,8 @@ details[open] summary { margin-bottom: 8px; }
 .pairs td { padding: 3px 0; overflow-wrap: anywhere; }
 /* Plotly writes its colours into the elements; these win, and follow the scheme. */
 .js-plotly-plot .main-svg .xtitle, .js-plotly-plot .main-svg .ytitle, .js-plotly-plot .main-svg .legendtext,
-.js-plotly-plot .main-svg .annotation-text, .js-plotly-plot .xtick text, .js-plotly-plot .ytick text
+.js-plotly-plot .main-svg .annotation-text, .js-plotly-plot .xtick text, .js-plotly-plot .ytick text,
+.js-plotly-plot .x2tick text, .js-plotly-plot .main-svg .x2title, .js-plotly-plot .main-svg .bartext
   { fill: var(--soft) !important; }
 .js-plotly-plot .gridlayer path { stroke: var(--grid) !important; }
 @media print { .scroll.tall { max-height: none; } section { break-inside: avoid; } }
