@@ -64,13 +64,19 @@ def measured_align(config: SearchConfig, space: SearchSpace, runtimes: Iterable[
     for runtime in {runtime.describe(): runtime for runtime in runtimes}.values():
         if runtime.name in SLOW:
             continue
-        entry = None if profile is None else profile.entry(runtime)
-        kinds = [kind for kind in kinds_of(space.ops) if entry is None or kind not in entry.steps]
-        found = find_steps(runtime, kinds, progress=progress) if kinds else {}
-        if entry is not None and profile is not None:
-            entry.steps.update(found)
-            profile.save()
-            found = {kind: entry.steps[kind] for kind in kinds_of(space.ops)}
+        found = steps_of(runtime, space, profile, progress)
         progress.say(f"Channel steps of {runtime.name}: {', '.join(f'{kind} {step}' for kind, step in found.items())}.")
         steps = {kind: max(step, steps.get(kind, 1)) for kind, step in found.items()}
     return resolve_align(config, steps)
+
+
+def steps_of(runtime: Runtime, space: SearchSpace, profile: DeviceProfile | None, progress: Progress) -> dict[str, int]:
+    """The channel step of each kind of op in a network, measured where the device profile does not hold it."""
+    kinds = kinds_of(space.ops)
+    steps = {} if profile is None else profile.entry(runtime).steps
+    missing = [kind for kind in kinds if kind not in steps]
+    if missing:
+        steps.update(find_steps(runtime, missing, progress=progress))
+        if profile is not None:
+            profile.save()
+    return {kind: steps[kind] for kind in kinds}

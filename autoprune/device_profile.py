@@ -1,4 +1,4 @@
-"""What was learnt about devices, in one JSON file: channel steps, times of ops, latencies of whole networks.
+"""What was learnt about devices, in one JSON file: channel steps, latencies of whole networks.
 
 A file holds an entry for every machine, runtime and settings that were measured, so that it may lie on a shared disk
 or in a repository. An entry is used only where its fingerprint is that of this machine, the runtime's release and its
@@ -66,8 +66,6 @@ class Entry:
         self.device, self.runtime = dict(device), runtime
         self.steps: dict[str, int] = {}
         """Channel step by kind of op."""
-        self.ops: dict[str, Any] = {}
-        """Times by `autoprune.latency.replay.signature`, in whatever JSON form the predictor keeps them."""
         self._networks: dict[str, Network] = {}
         self._forgotten: set[tuple[str, str]] = set()
         self._clock = clock
@@ -94,16 +92,14 @@ class Entry:
         )
 
     def forget(self, space: str, batch: int) -> None:
-        """Drop a network, and the times of all ops, which were measured at that speed; in the file, too."""
+        """Drop a network, in the file too."""
         network = self._networks.pop(f"{space}/{batch}", None)
         if network is not None:
             self._forgotten.add((f"{space}/{batch}", network.measured))
-        self.ops.clear()
 
     def merge(self, stored: Entry) -> None:
         """Take over what another process stored meanwhile; what this one measured goes before it."""
         self.steps = {**stored.steps, **self.steps}
-        self.ops = self.ops if self._forgotten else {**stored.ops, **self.ops}
         for key, theirs in stored._networks.items():
             if (key, theirs.measured) not in self._forgotten:
                 ours = self._networks.get(key)
@@ -124,7 +120,6 @@ class Entry:
             "device": self.device,
             "runtime": self.runtime,
             "steps": self.steps,
-            "ops": self.ops,
             "networks": networks,
         }
 
@@ -137,7 +132,6 @@ class Entry:
         """
         entry = cls(values["device"], str(values["runtime"]), clock)
         entry.steps = {str(kind): int(step) for kind, step in values["steps"].items()}
-        entry.ops = dict(values["ops"])
         for key, kept in values["networks"].items():
             value, low, high = map(float, kept["dense_ms"])
             network = Network(str(kept["measured"]), Estimate(value, low, high))

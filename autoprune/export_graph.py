@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.tracer import tensors
 
 Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward call."""
@@ -89,10 +90,10 @@ def export_onnx(model: nn.Module, example: Any, path: Path) -> float:
         names = [node.name for node in session.get_inputs()]
 
         def run(inputs: Inputs) -> Any:
-            tensors = _tensors(inputs)
-            if len(tensors) != len(names):
-                raise UserError(f"The ONNX graph takes {len(names)} inputs, the model's example has {len(tensors)}.")
-            feed = {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+            given = tensors(inputs)
+            if len(given) != len(names):
+                raise UserError(f"The ONNX graph takes {len(names)} inputs, the model's example has {len(given)}.")
+            feed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
             return [torch.from_numpy(output) for output in session.run(None, feed)]
 
         return run
@@ -152,13 +153,9 @@ def _compare(run: Callable[[Inputs], Any], model: nn.Module, inputs: Inputs, bat
     return difference
 
 
-def _tensors(inputs: Inputs) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-
-
 def batch_size(inputs: Inputs) -> int:
     """First dimension of the first tensor that has one."""
-    batch = next((tensor.shape[0] for tensor in _tensors(inputs) if tensor.ndim), None)
+    batch = next((tensor.shape[0] for tensor in tensors(inputs) if tensor.ndim), None)
     if not batch:
         raise UserError("An export needs example inputs with at least one tensor whose first dimension is the batch.")
     return int(batch)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.align import DEFAULT
+from autoprune.align import DEFAULT, steps_of
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
@@ -25,7 +25,6 @@ from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
-from autoprune.steps import find_steps, kinds_of
 
 CUTS = (0.1, 0.25, 0.5)
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
@@ -76,7 +75,7 @@ def profile_latency(
     _check_runs(model, inputs)
     space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
     if space is not None and align == "auto":
-        align = _find_step(space, runtime, known, progress)
+        align = max(steps_of(runtime, space, known, progress).values(), default=DEFAULT)
         space, refusal = _traced(model, inputs, align)
     energy, no_energy = _energy_meter()
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
@@ -126,18 +125,6 @@ def _check_runs(model: nn.Module, inputs: Any) -> None:
             f"{type(model).__name__} does not run on an input of {shapes}: {type(error).__name__}: {error}. "
             "Give inputs that fit it (--input-shape, --data)."
         ) from error
-
-
-def _find_step(space: SearchSpace, runtime: Runtime, known: DeviceProfile | None, progress: Progress) -> int:
-    """The largest step of the kinds of ops that a network has, from the device profile or measured now."""
-    kinds = kinds_of(space.ops)
-    steps = {} if known is None else known.entry(runtime).steps
-    unknown = [kind for kind in kinds if kind not in steps]
-    if unknown:
-        steps.update(find_steps(runtime, unknown, progress=progress))
-    if known is not None:
-        known.save()
-    return max((steps[kind] for kind in kinds), default=DEFAULT)
 
 
 def _traced(model: nn.Module, inputs: Any, align: int | str) -> tuple[SearchSpace | None, str]:

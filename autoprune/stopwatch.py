@@ -57,7 +57,7 @@ class Stopwatch:
         self._dense_model = dense
         self._accuracy, self._min_rounds, self._max_rounds = accuracy, min_rounds, max_rounds
         self._least_ms = least_ms
-        self._batch, self._energy = batch_size(inputs), energy
+        self.batch, self._energy = batch_size(inputs), energy
         self._dense_samples: list[float] = []
         self._stack = ExitStack()
         try:
@@ -93,7 +93,7 @@ class Stopwatch:
         result = race(
             runs,
             self.runtime,
-            batch=self._batch,
+            batch=self.batch,
             precision=precision_of(self.runtime, self._dense_model),
             reference=DENSE,
             accuracy=self._accuracy if accuracy is None else accuracy,

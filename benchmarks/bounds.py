@@ -44,7 +44,6 @@ from autoprune.evaluate import Evaluator
 from autoprune.front import front
 from autoprune.heuristic import Heuristic
 from autoprune.importance import collect
-from autoprune.latency import LatencyTable
 from autoprune.models import ModelSource
 from autoprune.prior import LEVELS, SAMPLES, as_table
 from autoprune.profiling import measure_table
@@ -56,6 +55,7 @@ from autoprune.search_spaces import Budget, SearchSpace, trace
 from autoprune.search_spaces.types import Candidate, FloatArray, IntArray
 from autoprune.statistical import AUDIT, ERROR, PairedTest, draw_order, weights
 from autoprune.train import train_dense
+from benchmarks.op_table import LatencyTable
 
 SPEC = "autoprune.nets:fashion_resnet"
 DATA = "fashion-mnist"

@@ -17,7 +17,6 @@ from typing import TypeAlias
 import numpy as np
 from scipy.sparse import csr_array
 
-from autoprune.latency.replay import is_work
 from autoprune.search_spaces import SearchSpace
 from autoprune.search_spaces.costs import spec_numel
 from autoprune.search_spaces.labels import Field
@@ -143,3 +142,9 @@ def _distinct_counts(fixed: IntArray, per_unit: csr_array) -> tuple[IntArray, cs
             first.append(row)
         place.append(known[key])
     return fixed[first], per_unit[first], np.array(place, np.int64)
+
+
+def is_work(op: Op) -> bool:
+    """Does the op compute anything? Views and allocations do not."""
+    name = op.func.overloadpacket.__name__
+    return bool(op.outputs) and not op.func.is_view and name not in ("empty", "_unsafe_view", "detach", "alias")

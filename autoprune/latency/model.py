@@ -36,6 +36,8 @@ STEPS = (1, 8, 16, 32)
 """Widths may count as rounded up to one of these: the device's blocks of channels, where samples show them."""
 CLEARLY = 3.0
 """By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
+LEAST_SD = 0.01
+"""No subnet but the dense one is known to less than this share of the dense latency."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
 
@@ -84,6 +86,7 @@ class LatencyModel:
         dense_ms: float,
         samples: tuple[Sample, ...] = (),
         *,
+        batch: int | None = None,
         layers: Mapping[str, float] | None = None,
         runtime: str = "",
         quantity: str = "latency",
@@ -92,9 +95,9 @@ class LatencyModel:
         self.runtime, self.quantity, self.unit = runtime, quantity, unit
         self.fingerprint = device_fingerprint()
         self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
-        self.batch = batch_size(space.example_inputs)
+        self.batch = batch_size(space.example_inputs) if batch is None else batch
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
-        self._units = space.units
+        self._units, self._dense_units = space.units, space.units([space.dense])
         self._layers = dict(layers or {})
         self._stepped = [Features(space, step=step, layers=self._layers) for step in STEPS]
         self._prior = Prior(self._stepped[0].amounts)
@@ -124,7 +127,7 @@ class LatencyModel:
         """
         dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, profile, progress)
         layers, runtime = stopwatch.layers(), stopwatch.runtime.describe()
-        return cls(space, dense_ms, samples, layers=layers, runtime=runtime)
+        return cls(space, dense_ms, samples, batch=stopwatch.batch, layers=layers, runtime=runtime)
 
     # -- predictions ------------------------------------------------------------------------------------------------
 
@@ -134,7 +137,9 @@ class LatencyModel:
         Exact at the dense network: (`dense_ms`, 0). The deviation grows with the distance from what was measured.
         """
         ratio, sd = self._posterior.predict(self._features(units))
-        return np.maximum(ratio, SMALLEST) * self.dense_ms, self._inflation * sd * self.dense_ms
+        # widths that round up to the dense ones cost what those do, as far as is known, which is not all
+        sd = np.where((units == self._dense_units).all(axis=1), 0.0, np.maximum(self._inflation * sd, LEAST_SD))
+        return np.maximum(ratio, SMALLEST) * self.dense_ms, sd * self.dense_ms
 
     def cost(self, *, confidence: float = INTERVAL) -> CostModel:
         """What a budget should reckon with: kept units [n, G] -> ms [n] that a measurement stays below this often.
@@ -237,11 +242,6 @@ class LatencyModel:
                 raise UserError(f"{path} has another format than this release writes; measure it again.")
             if content["space"] != space.fingerprint:
                 raise UserError(f"{path} was made for another network or other levels. Measure it again.")
-            if content["batch"] != batch_size(space.example_inputs):
-                raise UserError(
-                    f"{path} was measured at batch size {content['batch']}, the space has "
-                    f"{batch_size(space.example_inputs)}. Trace with inputs of that batch size, or measure again."
-                )
             if content["fingerprint"] != device_fingerprint():
                 device = content["device"]
                 raise UserError(
@@ -249,7 +249,7 @@ class LatencyModel:
                     "Measure again on this one."
                 )
             samples = tuple(Sample(tuple(s["candidate"]), s["ms"], s["se"]) for s in content["samples"])
-            further = {name: content[name] for name in ("layers", "runtime", "quantity", "unit")}
+            further = {name: content[name] for name in ("batch", "layers", "runtime", "quantity", "unit")}
             return cls(space, content["dense_ms"], samples, **further)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):

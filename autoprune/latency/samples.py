@@ -9,7 +9,8 @@ from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency.choose import informative
 from autoprune.progress import Progress
 from autoprune.search_spaces import Candidate, SearchSpace
-from autoprune.stopwatch import Stopwatch, batch_size
+from autoprune.search_spaces.tracer import tensors
+from autoprune.stopwatch import Stopwatch
 
 TOGETHER = 8
 """Subnets in one race with the dense network: all of them are in memory at once."""
@@ -51,14 +52,14 @@ def measure_samples(
     measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
     if entry is not None and profile is not None:
         kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-        entry.keep(space.fingerprint, batch_size(space.example_inputs), dense, kept)
+        entry.keep(_key(space), stopwatch.batch, dense, kept)
         profile.save()
     return dense.value, (*known.values(), *measured)
 
 
 def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
     """Samples of the profile at today's speed; none where that is another one, which is said."""
-    key = space.fingerprint, batch_size(space.example_inputs)
+    key = _key(space), stopwatch.batch
     network = entry.network(*key)
     if network is None:
         return {}
@@ -69,6 +70,12 @@ def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Prog
         return {}
     scale = stopwatch.dense_ms / network.dense.value
     return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
+
+
+def _key(space: SearchSpace) -> str:
+    """The network to a device profile: the same layers on images of another size are another one."""
+    shapes = ("x".join(map(str, tensor.shape[1:])) for tensor in tensors(space.example_inputs))
+    return "-".join([space.fingerprint, *shapes])
 
 
 def _race(

@@ -25,7 +25,6 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     first = profile(path)
     entry = first.entry(runtime)
     entry.steps["convolution"] = 8
-    entry.ops["conv(1x3)"] = {"shares": [0.5, 1.0], "ms": [1.5, 2.25]}
     entry.keep("space", 1, DENSE, [A, B])
     first.save()
     again = profile(path).entry(runtime)
@@ -56,11 +55,11 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     path, runtime, other = tmp_path / "p.json", ScriptedRuntime(), ScriptedRuntime(threads=2)
     first, second = profile(path, 1), profile(path, 2)
     first.entry(runtime).keep("space", 1, DENSE, [A])
-    first.entry(runtime).ops["a"] = 1.0
+    first.entry(runtime).steps["a"] = 1
     first.entry(other).steps["mm"] = 4
     second.entry(runtime).keep("space", 1, Estimate(8.2, 8.0, 8.4), [B])
     second.entry(runtime).keep("another", 1, DENSE, [A])
-    second.entry(runtime).ops["b"] = 2.0
+    second.entry(runtime).steps["b"] = 2
     first.save()
     second.save()
     read = profile(path).entry(runtime)
@@ -68,7 +67,7 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     assert network is not None
     assert set(network.samples.values()) == {A, B}
     assert read.network("another", 1) is not None
-    assert read.ops == {"a": 1.0, "b": 2.0}
+    assert read.steps == {"a": 1, "b": 2}
     assert profile(path).entry(other).steps == {"mm": 4}
 
 
@@ -90,7 +89,6 @@ def test_a_stale_network_is_noticed_and_forgotten(tmp_path: Path) -> None:
     path, runtime = tmp_path / "p.json", ScriptedRuntime()
     kept = profile(path)
     kept.entry(runtime).keep("space", 1, DENSE, [A])
-    kept.entry(runtime).ops["a"] = 1.0
     kept.entry(runtime).steps["mm"] = 8
     kept.save()
     later = profile(path, 9)
@@ -109,7 +107,7 @@ def test_a_stale_network_is_noticed_and_forgotten(tmp_path: Path) -> None:
     network = read.network("space", 1)
     assert network is not None
     assert (network.dense, list(network.samples.values())) == (SLOWER, [B])
-    assert (read.ops, read.steps) == ({}, {"mm": 8})
+    assert read.steps == {"mm": 8}
 
 
 def test_a_forgotten_network_does_not_come_back_from_the_file(tmp_path: Path) -> None:
@@ -128,16 +126,16 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     kept.entry(runtime).keep("space", 1, DENSE, [A])
     kept.save()
     before = path.read_text()
-    kept.entry(runtime).ops["a"] = float("nan")
+    kept.entry(runtime).keep("other", 1, Estimate(float("nan"), 1.0, 2.0), [A])
     with pytest.raises(ValueError, match="JSON"):
         kept.save()
     assert path.read_text() == before
-    kept.entry(runtime).ops["a"] = 1.0
+    kept.entry(runtime).forget("other", 1)
     kept.save()  # the lock was given back
 
 
 WRITTEN = {"format": 1, "entries": {}}
-ENTRY = {"device": {}, "runtime": "x", "steps": {}, "ops": {}, "networks": {}}
+ENTRY = {"device": {}, "runtime": "x", "steps": {}, "networks": {}}
 
 
 @pytest.mark.parametrize(

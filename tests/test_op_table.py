@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from autoprune.latency.replay import is_work, make_call, signature, widths_of
-from autoprune.latency.table import SHARES, LatencyTable, OpTimes, describe
+from autoprune.latency.features import is_work
 from autoprune.search_spaces import Budget, SearchSpace, trace
 from autoprune.search_spaces.tracer import Op
+from benchmarks.op_replay import make_call, signature, widths_of
+from benchmarks.op_table import SHARES, LatencyTable, OpTimes, describe
 from tests.search_spaces.nets import NETS, randomised
 
 
@@ -143,7 +144,7 @@ def test_an_op_that_does_not_run_alone_counts_as_in_the_dense_network(monkeypatc
             raise RuntimeError("sizes do not match")
         return make_call(op, share, device)
 
-    monkeypatch.setattr("autoprune.latency.table.make_call", stubborn)
+    monkeypatch.setattr("benchmarks.op_table.make_call", stubborn)
     space = space_of("plain")
     table = table_of(space)
     assert all(len({ms for row in times.ms for ms in row}) == 1 for times in table.times.values())

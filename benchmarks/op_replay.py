@@ -42,12 +42,6 @@ def widths_of(op: Op) -> Widths | None:
     return Widths(by_dim.get(into), by_dim.get(out))
 
 
-def is_work(op: Op) -> bool:
-    """Does the op compute anything? Views and allocations do not."""
-    name = op.func.overloadpacket.__name__
-    return bool(op.outputs) and not op.func.is_view and name not in ("empty", "_unsafe_view", "detach", "alias")
-
-
 def signature(op: Op) -> str:
     """Ops with the same signature take the same time: function, shapes, and which dimensions can shrink."""
 

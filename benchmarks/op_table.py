@@ -22,13 +22,14 @@ from scipy.optimize import nnls
 
 from autoprune.device import device_fingerprint, device_info
 from autoprune.files import atomic_write, read_json
-from autoprune.latency.replay import Widths, is_work, make_call, scaled, scaled_shape, signature, time_call, widths_of
+from autoprune.latency.features import is_work
 from autoprune.measure import measure
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, SearchSpace, UserError
 from autoprune.search_spaces.costs import Products, spec_numel
 from autoprune.search_spaces.tracer import Op
 from autoprune.search_spaces.types import FloatArray, IntArray
+from benchmarks.op_replay import Widths, make_call, scaled, scaled_shape, signature, time_call, widths_of
 
 FORMAT = 1
 SHARES = (0.125, 0.375, 0.75, 1.0)
