@@ -90,7 +90,7 @@ def export_onnx(model: nn.Module, example: Any, path: Path) -> float:
         names = [node.name for node in session.get_inputs()]
 
         def run(inputs: Inputs) -> Any:
-            given = tensors(inputs)
+            given = list(tensors(inputs))
             if len(given) != len(names):
                 raise UserError(f"The ONNX graph takes {len(names)} inputs, the model's example has {len(given)}.")
             feed = {name: tensor.numpy() for name, tensor in zip(names, given, strict=True)}
