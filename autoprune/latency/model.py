@@ -268,5 +268,6 @@ def _error(ratios: FloatArray, posterior: Posterior, inflation: float) -> Error:
         return Error(math.nan, math.nan, math.nan, len(ratios))
     off = np.abs(posterior.left_out - ratios)
     inside = off <= norm.ppf(0.5 + INTERVAL / 2) * inflation * posterior.left_out_sd
-    correlation = spearmanr(posterior.left_out, ratios).statistic
+    flat = np.ptp(posterior.left_out) == 0 or np.ptp(ratios) == 0  # no order to agree with
+    correlation = math.nan if flat else spearmanr(posterior.left_out, ratios).statistic
     return Error(float((off / ratios).mean()), float(correlation), float(inside.mean()), len(ratios))
