@@ -9,6 +9,7 @@ of in all exports, of the nearest module that has one.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +25,8 @@ SCOPES = "pkg.torch.onnx.name_scopes"
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 """Name of a tensor -> its sizes."""
+
+_TIMES = re.compile(r"(?:(\d+)\*)?([A-Za-z_]\w*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +90,7 @@ def write_numbers(model: ir.Model, numbers: Sequence[int | None]) -> None:
             continue
         if isinstance(where, int):
             output = node.outputs[where]
-            left = iter(new)
-            sizes = [next(left) if isinstance(size, int) else size for size in output.shape or ()]
+            sizes = [_resized(size, number) for size, number in zip(output.shape or (), new, strict=True)]
             output.shape = None if None in new else ir.Shape(sizes)
         elif None not in new:
             attribute = node.attributes[where]
@@ -135,7 +137,23 @@ def _places(model: ir.Model) -> Iterator[tuple[ir.Node, str | int, list[int]]]:
             elif attribute.type == ir.AttributeType.TENSOR and attribute.value.dtype == ir.DataType.INT64:
                 yield node, name, attribute.value.numpy().ravel().tolist()
         for index, output in enumerate(node.outputs):
-            yield node, index, [size for size in output.shape or () if isinstance(size, int)]
+            yield node, index, [_number(size) for size in output.shape or ()]
+
+
+def _number(size: int | ir.SymbolicDim) -> int:
+    """A noted size; of one that grows with the batch its factor, 4 in ``4*batch``; 0 where it is more complicated."""
+    if isinstance(size, int):
+        return size
+    times = _TIMES.fullmatch(str(size.value))
+    return int(times[1] or 1) if times else 0
+
+
+def _resized(size: int | ir.SymbolicDim, number: int | None) -> int | str | None:
+    """`size` with another number; None, which is any size, for what is more complicated."""
+    if isinstance(size, int) or number is None:
+        return number
+    times = _TIMES.fullmatch(str(size.value))
+    return None if times is None else times[2] if number == 1 else f"{number}*{times[2]}"
 
 
 def _shared(path: list[str], name: list[str]) -> int:

@@ -77,12 +77,15 @@ class OnnxRunnable:
                 call(self._feed)
             events = json.loads(Path(call.session.end_profiling()).read_text())
         starts = [event["ts"] for event in events if event["name"] == "model_run"]
-        times = [
-            (event["name"].removesuffix("_kernel_time"), event["args"].get("op_name"), event["dur"] / 1e3 / LAYER_RUNS)
+        modules = NodeModules(graph, self._model)
+        return sum_by_module(
+            (
+                modules.path(event["name"].removesuffix("_kernel_time"), event["args"].get("op_name")),
+                event["dur"] / 1e3 / LAYER_RUNS,
+            )
             for event in events
             if event["cat"] == "Node" and event["ts"] >= starts[1]
-        ]
-        return sum_by_module(NodeModules(graph, self._model), times)
+        )
 
 
 class OnnxCall:

@@ -83,12 +83,15 @@ class OpenVinoRunnable:
         graph = self._session.graph(self._model)
         call = OpenVinoCall(self._session.runtime, graph, counters=True)
         call(self._feed)
-        times = []
+        modules, computed = NodeModules(graph, self._model), call.computed()
+        times: list[tuple[str, float]] = []
         for _ in range(LAYER_RUNS):
             call(self._feed)
-            for node in call.request.get_profiling_info():
-                times.append((node.node_name, None, node.real_time.total_seconds() * 1e3 / LAYER_RUNS))
-        return sum_by_module(NodeModules(graph, self._model), times)
+            for kernel in call.request.get_profiling_info():
+                ms = kernel.real_time.total_seconds() * 1e3 / LAYER_RUNS
+                shares = modules.shares(computed.get(kernel.node_name, ())) or {modules.path(kernel.node_name): 1.0}
+                times += [(path, share * ms) for path, share in shares.items()]
+        return sum_by_module(times)
 
 
 class OpenVinoCall:
@@ -112,6 +115,14 @@ class OpenVinoCall:
     def __call__(self, arrays: Arrays) -> Arrays:
         outputs = self.request.infer(arrays, share_inputs=True)
         return [np.asarray(output) for output in outputs.values()]
+
+    def computed(self) -> dict[str, list[str]]:
+        """Name of a kernel -> the nodes of the graph that it computes."""
+        kernels = self.request.get_compiled_model().get_runtime_model().get_ops()
+        return {
+            kernel.get_friendly_name(): kernel.get_rt_info()["originalLayersNames"].astype(str).split(",")
+            for kernel in kernels
+        }
 
 
 def _library() -> Any:
