@@ -3,9 +3,9 @@
     python benchmarks/runtimes.py latency resnet18 mobilenet_v2
     python benchmarks/runtimes.py prepare resnet18 mobilenet_v2 resnet50 vit_b_16
 
-Batch 1, 224 px, 1 thread, random weights. `latency` prints the median processor time of 30 interleaved runs of the
-dense network; `prepare` the seconds that `Session.load` of ONNX Runtime takes for random subnets, beside those of
-`autoprune.export_graph.export_onnx` and a session from its file, and the two latencies.
+Batch 1, 224 px, 1 thread, random weights. `latency` prints how long the dense network takes to be made ready, and the
+median processor time of 30 interleaved runs of it; `prepare` the seconds that the template of ONNX Runtime takes for
+random subnets, beside those of `autoprune.export_graph.export_onnx` and a session from its file, and the two latencies.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def latency(name: str, model: nn.Module, specs: list[str], runs: int) -> None:
     runnables: dict[str, Any] = {}
     for spec in specs:
         runtime = make_runtime(spec)
+        start = time.perf_counter()
         runnables[runtime.describe()] = runtime.open(model, x).load(model)
+        print(f"{name:14} ready in {time.perf_counter() - start:.2f} s  {runtime.describe()}", flush=True)
     times = defaultdict(list)
     for number in range(runs + 5):
         for how, runnable in runnables.items():

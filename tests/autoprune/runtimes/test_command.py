@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,6 +72,15 @@ def test_command_gets_file_threads_and_no_shell(net: nn.Module, tmp_path: Path) 
 @pytest.fixture(scope="module")
 def opened(net: nn.Module) -> Session:
     return CommandRuntime("true").open(net, image())
+
+
+def test_script_of_the_documentation_runs(opened: Session, net: nn.Module, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "runtimes.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    path = tmp_path / "time_it.py"
+    path.write_text(code)
+    opened._runtime = CommandRuntime(shlex.join([sys.executable, str(path)]))  # type: ignore[attr-defined]
+    assert opened.load(net)().wall > 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,25 @@ def test_a_graph_that_computes_something_else_is_not_used(
     assert np.allclose(call(template.feed)[0], run(nets[5]).numpy(), atol=1e-5)
 
 
+def test_numbers_that_nothing_explains_cost_an_export_each_time() -> None:
+    """A reshape to the sum of two widths: no multiple of a dimension of any tensor."""
+
+    class Sum(nn.Module):
+        def __init__(self, a: int, b: int) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, a, 3, stride=8), nn.Conv2d(3, b, 3, stride=8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat((self.a(x), self.b(x)), 1).flatten(1).mean(1)
+
+    template = OnnxTemplate(Sum(4, 6), image())
+    for widths, exports in (((4, 6), 1), ((2, 6), 2), ((4, 2), 3), ((2, 6), 4), ((4, 6), 4)):
+        model = Sum(*widths)
+        _, call = template.make(model, start)
+        assert np.allclose(call(template.feed)[0], run(model).numpy(), atol=1e-5)
+        assert template.exports == exports
+
+
 def test_a_network_that_cannot_be_exported_is_refused() -> None:
     class Branch(nn.Module):
         def __init__(self) -> None:
@@ -162,6 +182,14 @@ def test_openvino_precision_is_the_stated_one(net: SmallNet) -> None:
     compiled = runnable._call.request.get_compiled_model()
     assert compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name() == "f32"
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+def test_openvino_precision_that_the_processor_lacks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino, "Core", lambda: SimpleNamespace(get_property=lambda *_: ["FP32", "BF16"]))
+    assert make_runtime("openvino:precision=bf16").precision == "bf16"
+    with pytest.raises(UserError, match="does not compute in fp16"):
+        make_runtime("openvino:precision=fp16")
 
 
 def test_nodes_of_unknown_name_belong_to_the_network(template: OnnxTemplate, nets: list[nn.Module]) -> None:
