@@ -37,7 +37,7 @@ STEPS = (1, 8, 16, 32)
 CLEARLY = 3.0
 """By how much the log evidence for steps must exceed that for none: e^3 is strong evidence (Kass & Raftery 1995)."""
 LEAST_SD = 0.01
-"""No subnet but the dense one is known to less than this share of the dense latency."""
+"""No subnet but the dense one is known to less than this share of its latency."""
 INTERVAL = 0.9
 """Probability of the interval whose coverage `Error` states."""
 
@@ -138,8 +138,9 @@ class LatencyModel:
         """
         ratio, sd = self._posterior.predict(self._features(units))
         # widths that round up to the dense ones cost what those do, as far as is known, which is not all
-        sd = np.where((units == self._dense_units).all(axis=1), 0.0, np.maximum(self._inflation * sd, LEAST_SD))
-        return np.maximum(ratio, SMALLEST) * self.dense_ms, sd * self.dense_ms
+        ratio = np.maximum(ratio, SMALLEST)
+        sd = np.where((units == self._dense_units).all(axis=1), 0.0, np.maximum(self._inflation * sd, LEAST_SD * ratio))
+        return ratio * self.dense_ms, sd * self.dense_ms
 
     def cost(self, *, confidence: float = INTERVAL) -> CostModel:
         """What a budget should reckon with: kept units [n, G] -> ms [n] that a measurement stays below this often.

@@ -259,7 +259,7 @@ class FakeStopwatch:
         self.space, self.law, self.measured = space, law, 0
         self.dense_ms = speed * float(law(space, [space.dense])[0])
         self.dense = Estimate(self.dense_ms, 0.99 * self.dense_ms, 1.01 * self.dense_ms)
-        self.runtime = make_runtime("eager")
+        self.runtime, self.batch = make_runtime("eager"), 1
 
     def layers(self) -> dict[str, float] | None:
         return {"conv1": 3.0, "layer1.0.conv1": 1.0}
@@ -367,7 +367,6 @@ def test_a_bad_confidence_is_refused() -> None:
         ({"format": 1}, "another format"),
         ({"fingerprint": "x"}, "another device"),
         ({"space": "x"}, "another network"),
-        ({"batch": 8}, "at batch size 8"),
         ({"samples": [{"candidate": [0]}]}, "is damaged"),
         ({"dense_ms": "fast"}, "is damaged"),
         ({"dense_ms": -1}, "positive number"),

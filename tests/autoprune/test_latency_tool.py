@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune import cli_latency, latency_savings, latency_tool
+from autoprune import cli_latency, latency_savings
 from autoprune.cli import app
 from autoprune.cli_latency import bar
 from autoprune.latency_profile import LatencyProfile
@@ -175,7 +175,7 @@ def test_levels_follow_the_step_of_the_runtime(tmp_path: Path, monkeypatch: pyte
         asked.append(tuple(kinds))
         return {"conv": 2}
 
-    monkeypatch.setattr(latency_tool, "find_steps", steps)
+    monkeypatch.setattr("autoprune.align.find_steps", steps)
     for _ in range(2):
         found = profile(align="auto", device_profile=tmp_path / "device.json")
         assert found.align == 2
