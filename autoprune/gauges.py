@@ -1,11 +1,6 @@
-"""Gauges: what budgets on measured costs are held against, one for each device and batch size that a budget names.
+"""What budgets on measured costs are held against: a gauge for each device and batch size that a budget names.
 
-A gauge predicts the latency of any candidate, measures the few that matter, and learns from each. Throughput is its
-latency read the other way round; energy is measured along with it.
-
-Budgets in milliseconds mean the milliseconds of this device as they were when the search began. A machine that others
-use is slower in one hour than in the next, but then so is the dense network: what is measured later counts as its
-ratio to the dense network, measured in the same rounds, times the dense latency of the beginning.
+Throughput is the latency of a gauge read the other way round; energy is measured along with it.
 """
 
 from __future__ import annotations
@@ -14,93 +9,28 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 from torch import nn
 
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
-from autoprune.export_graph import Inputs, with_batch
+from autoprune.export_graph import with_batch
 from autoprune.files import read_json, write_json
 from autoprune.front import Measured
+from autoprune.gauge import Gauge, cost_model, held, measured_cost
 from autoprune.latency import LatencyModel
-from autoprune.measure import Latency, Stopwatch, batch_size
+from autoprune.measure import Latency, batch_size
 from autoprune.progress import Progress
-from autoprune.runtimes import RUNTIMES, Runtime, make_runtime
-from autoprune.search_spaces import Budget, Candidate, CostModel, SearchSpace, UserError, parse_cost
+from autoprune.runtimes import RUNTIMES, make_runtime
+from autoprune.search_spaces import Budget, Candidate, SearchSpace, UserError, parse_cost
 from autoprune.search_spaces.errors import unknown
 from autoprune.search_spaces.quantities import WORST, is_measured
-from autoprune.search_spaces.types import FloatArray, IntArray
 
 FOLDER = Path("profile") / "latency"
 """Where a run folder keeps what its gauges have learnt, one file for each."""
 
 WATTS = "watts.json"
-
-
-OCCASIONS = 0.025
-"""By so much the ratio of a network to the dense one may differ on another occasion (another process, an hour later),
-however many rounds each takes: caches and clocks are others. See docs/latency-budgets.md."""
-
-
-class Gauge:
-    """One runtime at one batch size.
-
-    Attributes:
-        name: ``onnxruntime-1``: the device's name and the batch size.
-        model: predicts; None before `learn_device` or `load`.
-        energy: reads the energy of runs; None where no budget limits it.
-        watts: what the dense network takes; with `energy` only.
-        slowdown: how much longer the dense network takes now than when `model` was made, at least 1; set by `recheck`.
-    """
-
-    def __init__(
-        self, device: str, runtime: Runtime, dense: nn.Module, inputs: Inputs, batch: int, accuracy: float
-    ) -> None:
-        self.device, self.runtime, self.batch = device, runtime, batch
-        self.name = f"{device}-{batch}"
-        self.model: LatencyModel | None = None
-        self.energy: EnergyMeter | None = None
-        self.watts = 0.0
-        self.slowdown = 1.0
-        self._dense, self._inputs, self._accuracy = dense, inputs, accuracy
-        self._stopwatch: Stopwatch | None = None
-
-    @property
-    def stopwatch(self) -> Stopwatch:
-        """Opened when it is first needed: an export or a compilation of the dense network may be behind it."""
-        if self._stopwatch is None:
-            self._stopwatch = Stopwatch(
-                self.runtime, self._dense, self._inputs, accuracy=self._accuracy, energy=self.energy
-            )
-        return self._stopwatch
-
-    @property
-    def predictor(self) -> LatencyModel:
-        """The model, which must be there."""
-        assert self.model is not None, f"gauge {self.name} has learnt nothing yet"
-        return self.model
-
-    def close(self) -> None:
-        """Free what the runtime holds."""
-        if self._stopwatch is not None:
-            self._stopwatch.close()
-            self._stopwatch = None
-
-    def held_ms(self, latency: Latency) -> float:
-        """What a limit is held against: upper end of a measured latency, or what another occasion may well show.
-
-        In the milliseconds of the time when the model was made.
-        """
-        ratio, _, high = _ratio(latency)
-        return max(high, ratio * (1 + OCCASIONS)) * self.predictor.dense_ms
-
-    def reading(self, candidate: Candidate, latency: Latency) -> Reading:
-        """What is learnt from a measurement, in the same milliseconds."""
-        scale = self.predictor.dense_ms
-        ratio, low, high = _ratio(latency)
-        return Reading(candidate, self.name, round(ratio * scale, 6), round((high - low) / (2 * 1.96) * scale, 6))
 
 
 class Gauges:
@@ -186,13 +116,17 @@ class Gauges:
                 gauge.model = LatencyModel.load(path, space)
             except UserError as error:
                 raise UserError(f"{error} {again}") from None
+            if gauge.model.runtime != gauge.runtime.describe():
+                raise UserError(
+                    f"{path} was measured on {gauge.model.runtime}, this is {gauge.runtime.describe()}. {again}"
+                )
             if gauge.energy is not None:
                 gauge.watts = float(read_json(run / FOLDER / WATTS)[gauge.name])
 
     def add_costs(self, space: SearchSpace, confidence: float) -> None:
         """Let the space tell the costs: upper ends of prediction intervals, which move as the models learn."""
         for cost, (quantity, gauges) in self.costs.items():
-            space.add_cost(cost, _cost_model(quantity, gauges, confidence))
+            space.add_cost(cost, cost_model(quantity, gauges, confidence))
 
     def measure(
         self,
@@ -214,7 +148,7 @@ class Gauges:
         Upper ends of their intervals, in the milliseconds of the time when the models were made.
         """
         return {
-            cost: max(_held(quantity, gauge, found[gauge.name]) for gauge in gauges)
+            cost: max(held(quantity, gauge, found[gauge.name]) for gauge in gauges)
             for cost, (quantity, gauges) in self.costs.items()
         }
 
@@ -225,7 +159,7 @@ class Gauges:
         """
         costs = self.costs or {"latency": ("latency", self.gauges[:1])}
         return {
-            cost: max(_measured(quantity, gauge, found[gauge.name]) for gauge in gauges)
+            cost: max(measured_cost(quantity, gauge, found[gauge.name]) for gauge in gauges)
             for cost, (quantity, gauges) in costs.items()
         }
 
@@ -271,7 +205,7 @@ def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gau
             batch = config.throughput_batch if quantity == "throughput" else own_batch
             costs[cost] = quantity, (gauge(device, batch),)
             if quantity == "energy":
-                costs[cost][1][0].energy = EnergyMeter()
+                _meter(costs[cost][1][0])
     if not costs:
         gauge(None, own_batch)
     return Gauges(made.values(), costs)
@@ -284,53 +218,24 @@ def named_devices(config: SearchConfig) -> dict[str, str]:
         name, equals, spec = text.partition("=")
         if not equals or ":" in name:  # a setting of a runtime, not a name
             name, spec = text.partition(":")[0], text
+        name = name.strip().lower()  # as in budgets
+        if name in devices:
+            raise UserError(
+                f"The device {name!r} is given twice. Give one of them another name: --runtime NAME={spec}."
+            )
         devices[name] = spec
     return devices
 
 
-def _cost_model(quantity: str, gauges: tuple[Gauge, ...], confidence: float) -> CostModel:
-    models = [gauge.predictor.cost(confidence=confidence) for gauge in gauges]
-    scales = [_scale(quantity, gauge) for gauge in gauges]
+def _meter(gauge: Gauge) -> None:
+    """Let a gauge measure energy.
 
-    def cost(units: IntArray) -> FloatArray:
-        values: FloatArray = np.max([scale * model(units) for scale, model in zip(scales, models, strict=True)], axis=0)
-        return values
-
-    return cost
-
-
-def _scale(quantity: str, gauge: Gauge) -> float:
-    """What a cost is of one predicted millisecond."""
-    if quantity == WORST:
-        return 1 / gauge.predictor.dense_ms
-    if quantity == "energy":  # power hardly depends on the widths: millijoules of the dense network per millisecond
-        return gauge.watts / gauge.batch
-    return 1 / gauge.batch if quantity == "throughput" else 1.0
-
-
-def _ratio(latency: Latency) -> tuple[float, float, float]:
-    """Share of the dense latency, with its interval."""
-    assert latency.ratio is not None
-    assert latency.ratio_low is not None
-    assert latency.ratio_high is not None
-    return latency.ratio, latency.ratio_low, latency.ratio_high
-
-
-def _held(quantity: str, gauge: Gauge, latency: Latency) -> float:
-    if quantity == "energy" and latency.energy_mj is not None:
-        return latency.energy_mj / gauge.batch
-    return _scale(quantity, gauge) * gauge.held_ms(latency)
-
-
-def _measured(quantity: str, gauge: Gauge, latency: Latency) -> Measured:
-    ratio, low, high = _ratio(latency)
-    if quantity == WORST:
-        return Measured(ratio, low, high)
-    if quantity == "energy":
-        value = (latency.energy_mj or 0.0) / gauge.batch
-        return Measured(value, value, value)
-    if quantity == "throughput":
-        return Measured(
-            latency.ms / gauge.batch, latency.low_ms / gauge.batch, latency.high_ms / gauge.batch, 1 / ratio
+    Raises:
+        UserError: the runtime is not the processor of this machine, or nothing shows what that takes.
+    """
+    if gauge.runtime.clock in ("reported", "cuda events"):
+        raise UserError(
+            f"Energy is measured on the processor of this machine only, but {gauge.device} runs elsewhere. "
+            "Limit latency there instead."
         )
-    return Measured(latency.ms, latency.low_ms, latency.high_ms, ratio)
+    gauge.energy = EnergyMeter()

@@ -12,7 +12,8 @@ import torch
 import autoprune as ap
 from autoprune.config import SearchConfig
 from autoprune.front import Measured
-from autoprune.gauges import OCCASIONS, Gauges, make_gauges, named_devices
+from autoprune.gauge import OCCASIONS
+from autoprune.gauges import Gauges, make_gauges, named_devices
 from autoprune.latency import LatencyModel, Sample, mixed
 from autoprune.measure import Latency
 from autoprune.search_spaces import Budget, SearchSpace, UserError, trace
@@ -56,6 +57,25 @@ def test_devices_are_named_or_go_by_their_runtime() -> None:
         "phone": "command:./time.sh --board=3",
         "eager": "eager:precision=bf16,layout=channels_last",
     }
+
+
+def test_names_are_read_as_in_budgets_and_given_once() -> None:
+    assert named_devices(config("latency=1ms", runtimes=("Phone=eager",))) == {"phone": "eager"}
+    with pytest.raises(UserError, match=r"'eager' is given twice.*NAME=eager:precision=bf16"):
+        named_devices(config("latency=1ms", runtimes=("eager", "eager:precision=bf16")))
+
+
+def test_energy_is_that_of_this_machine() -> None:
+    with pytest.raises(UserError, match="runs elsewhere"):
+        gauges_of("energy@phone=5mJ", runtimes=("phone=command:./time.sh",))
+
+
+def test_a_model_of_another_release_of_the_runtime_is_not_used(tmp_path: Path) -> None:
+    found = gauges_of("latency=1ms")
+    found.gauges[0].model = learnt(SPACE, 4.0)
+    found.save(tmp_path)
+    with pytest.raises(UserError, match=r"was measured on .*, this is eager.*--measure-latency"):
+        found.load(SPACE, tmp_path)
 
 
 def test_each_limit_has_the_gauge_of_its_device_and_batch() -> None:
