@@ -21,11 +21,11 @@ FRONT_SHARES = (1.0, 0.85, 0.7, 0.55, 0.4)
 
 
 class Reading(NamedTuple):
-    """A candidate measured by the gauge of that name: milliseconds for the batch, and their standard error."""
+    """A candidate measured by the gauge of that name: its share of the dense latency, and the error of that."""
 
     candidate: Candidate
     gauge: str
-    ms: float
+    ratio: float
     se: float
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from autoprune.agents.base import Agent, check_count
+from autoprune.agents.base import Agent, Trial, check_count
 from autoprune.agents.kbest import KBest
 from autoprune.agents.table import Table, given
 from autoprune.search_spaces.budget import Budget
@@ -62,12 +62,19 @@ class BnBAgent(Agent):
 
     def ask(self, number: int) -> Candidate:
         rank = len(self.trials)
+        self._advance(rank)
+        return self._ranked[rank % len(self._ranked)] if self._ranked else (0,) * len(self.space.groups)
+
+    def tell(self, trial: Trial) -> None:
+        self._advance(len(self.trials))  # as far as it was asked: costs that are measured may be others later
+        super().tell(trial)
+
+    def _advance(self, rank: int) -> None:
         while len(self._ranked) <= rank:
             candidate = next(self._coming, None)
             if candidate is None:
                 break
             self._ranked.append(candidate)
-        return self._ranked[rank % len(self._ranked)]
 
     @property
     def ruled_out(self) -> dict[str, int]:

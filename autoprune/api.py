@@ -50,6 +50,7 @@ from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.study import Study, check_new
+from autoprune.verifying import forget_verified
 from autoprune.workbench import (
     HandedOver,
     Workbench,
@@ -312,6 +313,8 @@ def resume(
             if measure_latency:
                 learn_devices(bench, progress)
                 bench.gauges.save(study.path)
+                forget_verified(study.path)
+                study.change(readings_from=len(study.trials))
             else:
                 load_devices(bench, study.path)
             order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)

@@ -29,8 +29,9 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
     ]
     if point.recipe is not None:
         made.append(f"Fine-tuned: {format_recipe(point.recipe)}; the best epoch by the score on the search split.")
-    if point.latency is not None:
-        made.append(f"Latency: {point.latency}, on {point.latency.device}.")
+    first = [] if point.latency is None else [point.latency]
+    for latency in point.latencies.values() or first:
+        made.append(f"Latency: {latency}, on {latency.device}.")
     made.append("1 MAC = 1 multiply-add = 2 FLOPs; memory is the peak of activations.")
     given = "" if config.model is not None else ", model=dense_model"
     return "\n".join(

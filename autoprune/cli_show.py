@@ -56,8 +56,9 @@ def print_run(run: Path, *, every_trial: bool = False) -> None:
     for index, point in enumerate(finished.points):
         mark = " (best within the budget)" if index == best else ""
         say(console, f"Point {index}: {point.path}, trial {point.trial}{mark}")
-    if finished.dense.latency is not None:
-        say(console, f"Latency, dense: {finished.dense.latency}, {finished.dense.latency.device}.")
+    first = {} if finished.dense.latency is None else {"": finished.dense.latency}
+    for name, latency in (finished.dense.latencies or first).items():
+        say(console, f"Latency, dense: {f'{name}: ' if name else ''}{latency}, {latency.device}.")
     say(console, f"Report: {run / 'report.html'}")
     if finished.num_trials != len(study.trials) or len(study.trials) < config.trials:
         say(console, f"There are newer trials or trials to come. Go on with: autoprune resume {run}")

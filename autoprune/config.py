@@ -68,6 +68,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "latency_subnets",
         "latency_confidence",
         "measure_trials",
+        "readings_from",
         "device_profile",
     ),
     "result": ("points", "finetune", "formats"),
@@ -115,6 +116,7 @@ class SearchConfig:
         latency_confidence: with which a predicted cost is below the value that is used for it.
         measure_trials: whether candidates are measured before they are scored: ``on``, ``off``, or ``auto``, which a
             new search settles: on where measuring one takes less time than scoring it.
+        readings_from: first trial whose measurements the models learn: earlier ones are of another device.
         device_profile: file of what was learnt about devices, for other searches on them; None keeps none.
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
@@ -161,6 +163,7 @@ class SearchConfig:
     latency_subnets: int = 24
     latency_confidence: float = 0.9
     measure_trials: str = "off"
+    readings_from: int = 0
     device_profile: str | None = None
     points: int = 4
     finetune: dict[str, Any] | None = None

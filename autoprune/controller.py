@@ -165,7 +165,7 @@ class Controller:
         depend on them, but nothing that it does when it is told.
         """
         self._seat(trial.number).agent.tell(trial)
-        if self.keeper is not None:
+        if self.keeper is not None and trial.number >= self.study.config.readings_from:
             self.keeper.gauges.learn(trial.readings)
 
     def _place(self, candidate: Candidate, seat: Seat, known: Mapping[Candidate, Trial]) -> _Placed:
@@ -180,7 +180,8 @@ class Controller:
             kept = self.keeper.keep(candidate, budget, attempts=MAX_MEASUREMENTS)
         except TooNoisy as error:  # for now: what is predicted keeps the budget with some confidence
             self.progress.say(f"Not measured: {error}")
-            return _Placed(candidate=candidate, costs=self._check(self.keeper.fitting(candidate, budget), seat))
+            candidate = self.keeper.fitting(candidate, budget)
+            return _Placed(candidate=candidate, costs=self._check(candidate, seat))
         except UserError:
             raise
         except Exception as error:  # the user's model runs in here

@@ -30,7 +30,7 @@ from autoprune.scores import accuracy
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study, objectives
 from autoprune.tables import is_share
-from autoprune.verifying import verify
+from autoprune.verifying import verified
 from autoprune.workbench import Workbench
 
 REPORT = "report.html"
@@ -52,16 +52,17 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     chosen = choose(front(study.trials, costs), costs, config.points)
     if not chosen:
         raise UserError(f"None of the {len(study.trials)} trials of {run} is complete. See why: autoprune show {run}.")
-    (run / FILE).unlink(missing_ok=True)  # from here on the folders may be those of other points
-    verified, latencies = verify(
+    kept, latencies = verified(
         [FrontPoint(trial=t.number, candidate=t.candidate, costs=t.costs, score=t.score or 0.0) for t in chosen],
         bench,
+        run,
         progress,
     )
+    (run / FILE).unlink(missing_ok=True)  # from here on the folders may be those of other points
     points: list[FrontPoint] = []
     models: dict[str, nn.Module] = {}
-    for index, point in enumerate(verified):
-        what = f"Fine-tuning point {index} ({index + 1} of {len(verified)})"
+    for index, point in enumerate(kept):
+        what = f"Fine-tuning point {index} ({index + 1} of {len(kept)})"
         tuned, model = tune(point, run, bench, own_recipe(run, point.trial) or settings, progress, what)
         points.append(tuned)
         models[str(index)] = model
@@ -78,6 +79,10 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
         points=tuple(points),
         num_trials=len(study.trials),
         device=device_info(),
+        notes=tuple(
+            f"{gauge.device}, batch {gauge.batch}: predictions {gauge.predictor.error}."
+            for gauge in bench.gauges.budgeted
+        ),
     )
     with progress.task("Exporting", total=len(points), unit="points") as task:
         for index in range(len(points)):
@@ -114,7 +119,9 @@ def tune(
     before = test_accuracy(model, bench)
     if settings is None or settings.epochs == 0:
         return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
-    checkpoint = run / "finetune" / str(point.trial) / f"{_digest(settings)}.checkpoint"
+    # a point that was moved has other shapes than the next one that its trial may be moved to
+    made_of = settings.to_dict() if point.proposed is None else [settings.to_dict(), *point.candidate]
+    checkpoint = run / "finetune" / str(point.trial) / f"{_digest(made_of)}.checkpoint"
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     try:
         tuned = finetune(
@@ -206,7 +213,7 @@ def export(index: int, model: nn.Module, finished: Finished, study: Study, bench
         card=card(index, finished, study.config),
         meta={
             "point": index,
-            **{k: v for k, v in point.to_dict().items() if k not in ("path", "latency", "candidate")},
+            **{k: v for k, v in point.to_dict().items() if k not in ("path", "latency", "latencies", "candidate")},
         },
     )
     for name in study.config.formats:
@@ -224,11 +231,7 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
     """Write ``report.html``."""
     config = study.config
     proxies, unusable = read_report(study.path, config.fingerprints)
-    notes = [
-        f"{gauge.device}, batch {gauge.batch}: predictions {gauge.model.error}."
-        for gauge in bench.gauges.budgeted
-        if gauge.model is not None
-    ]
+    notes = list(finished.notes)
     write_report(
         study.path / REPORT,
         title=study.path.resolve().name,
@@ -245,5 +248,5 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
     )
 
 
-def _digest(settings: FineTune) -> str:
-    return hashlib.sha256(json.dumps(settings.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]

@@ -63,12 +63,14 @@ class Finished:
         points: best score first; point k is exported to ``front/k``.
         num_trials: length of the study when the points were chosen.
         device: where latency was measured, see `device_info`.
+        notes: how good the predictions of measured costs are.
     """
 
     dense: Dense
     points: tuple[FrontPoint, ...]
     num_trials: int
     device: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     def figures(self) -> DenseFigures:
         """The dense model for tables."""
@@ -98,7 +100,8 @@ class Finished:
         values = read_json(run / FILE)
         try:
             points = tuple(FrontPoint.from_dict(point | {"path": run / point["path"]}) for point in values["points"])
-            return cls(**{**values, "dense": Dense.from_dict(values["dense"]), "points": points})
+            notes = tuple(values.get("notes", ()))
+            return cls(**{**values, "dense": Dense.from_dict(values["dense"]), "points": points, "notes": notes})
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{run / FILE} is damaged ({error!r}). Delete it; `autoprune resume {run}` makes it again."

@@ -7,6 +7,9 @@ ratio to the dense network, measured in the same rounds, times the dense latency
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
+
 import numpy as np
 from torch import nn
 
@@ -17,7 +20,7 @@ from autoprune.front import Measured
 from autoprune.latency import LatencyModel
 from autoprune.measure import Latency, Stopwatch
 from autoprune.runtimes import Runtime
-from autoprune.search_spaces import Candidate, CostModel
+from autoprune.search_spaces import Candidate, CostModel, UserError
 from autoprune.search_spaces.quantities import WORST
 from autoprune.search_spaces.types import FloatArray, IntArray
 
@@ -32,29 +35,39 @@ class Gauge:
     Attributes:
         name: ``onnxruntime-1``: the device's name and the batch size.
         model: predicts; None before `learn_device` or `load`.
-        energy: reads the energy of runs; None where no budget limits it.
-        watts: what the dense network takes; with `energy` only.
-        slowdown: how much longer the dense network takes now than when `model` was made, at least 1; set by `recheck`.
+        metered: whether the energy of runs is measured, too.
+        watts: what the dense network takes; where that is measured only.
+        slowdown: how much longer the dense network takes now than when `model` was made, at least 1; see `Gauges`.
     """
 
     def __init__(
-        self, device: str, runtime: Runtime, dense: nn.Module, inputs: Inputs, batch: int, accuracy: float
+        self, device: str, make: Callable[[], Runtime], dense: nn.Module, inputs: Inputs, batch: int, accuracy: float
     ) -> None:
-        self.device, self.runtime, self.batch = device, runtime, batch
+        self.device, self.batch = device, batch
         self.name = f"{device}-{batch}"
         self.model: LatencyModel | None = None
-        self.energy: EnergyMeter | None = None
+        self.metered = False
         self.watts = 0.0
+        self._make = make
         self.slowdown = 1.0
         self._dense, self._inputs, self._accuracy = dense, inputs, accuracy
         self._stopwatch: Stopwatch | None = None
+
+    @cached_property
+    def runtime(self) -> Runtime:
+        """Made when it is first needed: looking at a run does not need what measured it.
+
+        Raises:
+            UserError: it is not installed here.
+        """
+        return self._make()
 
     @property
     def stopwatch(self) -> Stopwatch:
         """Opened when it is first needed: an export or a compilation of the dense network may be behind it."""
         if self._stopwatch is None:
             self._stopwatch = Stopwatch(
-                self.runtime, self._dense, self._inputs, accuracy=self._accuracy, energy=self.energy
+                self.runtime, self._dense, self._inputs, accuracy=self._accuracy, energy=self._meter()
             )
         return self._stopwatch
 
@@ -70,6 +83,16 @@ class Gauge:
             self._stopwatch.close()
             self._stopwatch = None
 
+    def _meter(self) -> EnergyMeter | None:
+        if not self.metered:
+            return None
+        if self.runtime.clock in ("reported", "cuda events"):
+            raise UserError(
+                f"Energy is measured on the processor of this machine only, but {self.device} runs elsewhere. "
+                "Limit latency there instead."
+            )
+        return EnergyMeter()
+
     def held_ms(self, latency: Latency) -> float:
         """What a limit is held against: upper end of a measured latency, or what another occasion may well show.
 
@@ -79,20 +102,34 @@ class Gauge:
         return max(high, ratio * (1 + OCCASIONS)) * self.predictor.dense_ms
 
     def reading(self, candidate: Candidate, latency: Latency) -> Reading:
-        """What is learnt from a measurement, in the same milliseconds."""
-        scale = self.predictor.dense_ms
+        """What is learnt from a measurement."""
         ratio, low, high = _ratio(latency)
-        return Reading(candidate, self.name, round(ratio * scale, 6), round((high - low) / (2 * 1.96) * scale, 6))
+        return Reading(candidate, self.name, round(ratio, 6), round((high - low) / (2 * 1.96), 6))
+
+    def learn(self, reading: Reading) -> None:
+        """Let the model learn a reading."""
+        dense_ms = self.predictor.dense_ms
+        self.predictor.learn(reading.candidate, reading.ratio * dense_ms, reading.se * dense_ms)
 
 
-def cost_model(quantity: str, gauges: tuple[Gauge, ...], confidence: float) -> CostModel:
-    """A cost as a function of kept units: of several gauges (`WORST`) the largest."""
+def cost_model(quantity: str, gauges: tuple[Gauge, ...], confidence: float, smallest: IntArray) -> CostModel:
+    """A cost as a function of kept units: of several gauges (`WORST`) the largest.
+
+    That of the smallest subnet [1, G] does not rise as models learn: what kept a budget in the beginning always will,
+    so no agent and no projection finds itself without a candidate in the middle of a search.
+    """
     models = [gauge.predictor.cost(confidence=confidence) for gauge in gauges]
     scales = [_scale(quantity, gauge) for gauge in gauges]
 
-    def cost(units: IntArray) -> FloatArray:
+    def predict(units: IntArray) -> FloatArray:
         values: FloatArray = np.max([scale * model(units) for scale, model in zip(scales, models, strict=True)], axis=0)
         return values
+
+    most = float(predict(smallest)[0])
+
+    def cost(units: IntArray) -> FloatArray:
+        values = predict(units)
+        return np.where((units == smallest).all(axis=1), np.minimum(values, most), values)
 
     return cost
 
@@ -117,7 +154,7 @@ def _ratio(latency: Latency) -> tuple[float, float, float]:
 def held(quantity: str, gauge: Gauge, latency: Latency) -> float:
     """What a limit on a cost is held against, of a measured network."""
     if quantity == "energy" and latency.energy_mj is not None:
-        return latency.energy_mj / gauge.batch
+        return latency.energy_mj * (1 + OCCASIONS) / gauge.batch
     return _scale(quantity, gauge) * gauge.held_ms(latency)
 
 

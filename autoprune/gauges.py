@@ -5,7 +5,9 @@ Throughput is the latency of a gauge read the other way round; energy is measure
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +16,6 @@ from torch import nn
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
 from autoprune.device_profile import DeviceProfile
-from autoprune.energy import EnergyMeter
 from autoprune.export_graph import with_batch
 from autoprune.files import read_json, write_json
 from autoprune.front import Measured
@@ -72,7 +73,7 @@ class Gauges:
                 progress=progress,
             )
             progress.say(f"Latency on {gauge.device}, batch {gauge.batch}: {gauge.model.error}.")
-            if gauge.energy is not None:
+            if gauge.metered:
                 dense = gauge.stopwatch.measure({})["dense"]
                 gauge.watts = (dense.energy_mj or 0.0) / dense.ms
 
@@ -80,16 +81,17 @@ class Gauges:
         """How much longer the dense network takes now than when the models were made, by `recheck`; at least 1."""
         return max(gauge.slowdown for gauge in self.costs[cost][1])
 
-    def recheck(self, progress: Progress) -> None:
-        """Compare the dense latency of today with that of the models, for limits in absolute units."""
+    def recheck(self, found: Mapping[str, Mapping[str, Latency]], progress: Progress) -> None:
+        """Compare the dense latency of a measurement with that of the models, for limits in absolute units."""
         for gauge in self.budgeted:
-            now, then = gauge.stopwatch.measure({})["dense"].ms, gauge.predictor.dense_ms
-            gauge.slowdown = max(1.0, now / then)
-            if gauge.slowdown > 1.1:
-                progress.say(
-                    f"{gauge.device}: the dense network takes {now:.3g} ms now and took {then:.3g} ms when the search "
-                    "began. Points are held to limits in the slower milliseconds of now."
-                )
+            now, then = found[gauge.name]["dense"].ms, gauge.predictor.dense_ms
+            if now / then > gauge.slowdown:
+                gauge.slowdown = now / then
+                if gauge.slowdown > 1.1:
+                    progress.say(
+                        f"{gauge.device}: the dense network takes {now:.3g} ms now and took {then:.3g} ms when the "
+                        "search began. Points are held to limits in the slower milliseconds of now."
+                    )
 
     def save(self, run: Path) -> None:
         """Write what was learnt before the first trial into a run folder."""
@@ -97,7 +99,7 @@ class Gauges:
             path = run / FOLDER / f"{gauge.name}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             gauge.predictor.save(path)
-        watts = {gauge.name: gauge.watts for gauge in self.budgeted if gauge.energy is not None}
+        watts = {gauge.name: gauge.watts for gauge in self.budgeted if gauge.metered}
         if watts:
             write_json(run / FOLDER / WATTS, watts)
 
@@ -120,13 +122,16 @@ class Gauges:
                 raise UserError(
                     f"{path} was measured on {gauge.model.runtime}, this is {gauge.runtime.describe()}. {again}"
                 )
-            if gauge.energy is not None:
-                gauge.watts = float(read_json(run / FOLDER / WATTS)[gauge.name])
+            if gauge.metered:
+                watts = read_json(run / FOLDER / WATTS)
+                if gauge.name not in watts:
+                    raise UserError(f"{run / FOLDER / WATTS} knows nothing of {gauge.name}. {again}")
+                gauge.watts = float(watts[gauge.name])
 
     def add_costs(self, space: SearchSpace, confidence: float) -> None:
         """Let the space tell the costs: upper ends of prediction intervals, which move as the models learn."""
         for cost, (quantity, gauges) in self.costs.items():
-            space.add_cost(cost, cost_model(quantity, gauges, confidence))
+            space.add_cost(cost, cost_model(quantity, gauges, confidence, space.units([space.smallest])))
 
     def measure(
         self,
@@ -172,7 +177,7 @@ class Gauges:
         by_name = {gauge.name: gauge for gauge in self.budgeted}
         for reading in readings:
             if reading.gauge in by_name:
-                by_name[reading.gauge].predictor.learn(reading.candidate, reading.ms, reading.se)
+                by_name[reading.gauge].learn(reading)
 
 
 def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gauges:
@@ -189,9 +194,11 @@ def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gau
         name = next(iter(devices)) if device is None else device
         if name not in devices and name not in RUNTIMES:
             raise unknown("device in the budget:", name, [*devices, *RUNTIMES, WORST])
-        runtime = make_runtime(devices.get(name, name), threads=config.latency_threads, device=config.device)
+        spec = devices.get(name, name)
+        on = config.device if spec.partition(":")[0] in ("eager", "compile") else "cpu"
+        make = partial(make_runtime, spec, threads=config.latency_threads, device=on)
         inputs = space.example_inputs if batch == own_batch else with_batch(space.example_inputs, own_batch, batch)
-        new = Gauge(name, runtime, space.model, inputs, batch, config.latency_accuracy)
+        new = Gauge(name, make, space.model, inputs, batch, config.latency_accuracy)
         return made.setdefault(new.name, new)
 
     costs: dict[str, tuple[str, tuple[Gauge, ...]]] = {}
@@ -205,7 +212,7 @@ def make_gauges(config: SearchConfig, budget: Budget, space: SearchSpace) -> Gau
             batch = config.throughput_batch if quantity == "throughput" else own_batch
             costs[cost] = quantity, (gauge(device, batch),)
             if quantity == "energy":
-                _meter(costs[cost][1][0])
+                costs[cost][1][0].metered = True
     if not costs:
         gauge(None, own_batch)
     return Gauges(made.values(), costs)
@@ -219,23 +226,14 @@ def named_devices(config: SearchConfig) -> dict[str, str]:
         if not equals or ":" in name:  # a setting of a runtime, not a name
             name, spec = text.partition(":")[0], text
         name = name.strip().lower()  # as in budgets
+        if name == WORST or not re.fullmatch(r"[a-z0-9_-]+", name):
+            raise UserError(
+                f"A device is named with letters, digits, - and _, and not {WORST!r}, but got {text!r}. "
+                "Write NAME=RUNTIME, for example phone=command:./time.sh."
+            )
         if name in devices:
             raise UserError(
                 f"The device {name!r} is given twice. Give one of them another name: --runtime NAME={spec}."
             )
         devices[name] = spec
     return devices
-
-
-def _meter(gauge: Gauge) -> None:
-    """Let a gauge measure energy.
-
-    Raises:
-        UserError: the runtime is not the processor of this machine, or nothing shows what that takes.
-    """
-    if gauge.runtime.clock in ("reported", "cuda events"):
-        raise UserError(
-            f"Energy is measured on the processor of this machine only, but {gauge.device} runs elsewhere. "
-            "Limit latency there instead."
-        )
-    gauge.energy = EnergyMeter()

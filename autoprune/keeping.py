@@ -17,7 +17,8 @@ import numpy as np
 from autoprune.agents.base import Reading
 from autoprune.agents.moves import ascend, descend
 from autoprune.agents.table import Table
-from autoprune.search_spaces import Budget, Candidate, Limit, SearchSpace, UserError
+from autoprune.race import TooNoisy
+from autoprune.search_spaces import Budget, Candidate, Limit, SearchSpace, UserError, parse_cost
 from autoprune.search_spaces.projection import check_budget, is_feasible
 
 if TYPE_CHECKING:
@@ -86,7 +87,12 @@ class Keeper:
         tried: dict[Candidate, _Measured] = {}
         readings: list[Reading] = []
         while candidate not in tried and len(tried) < attempts:
-            latencies = self.measure(candidate)
+            try:
+                latencies = self.measure(candidate)
+            except TooNoisy:
+                if not tried:
+                    raise
+                break  # what is known of the first ones counts
             readings += self.gauges.readings(candidate, latencies)
             costs = self.gauges.values(latencies)
             used = self.used(budget, costs)
@@ -130,7 +136,7 @@ class Keeper:
         for limit in budget.limits:
             if limit.cost in costs:
                 share = costs[limit.cost] / self._absolute(limit)
-                if not limit.relative:
+                if not limit.relative and parse_cost(limit.cost)[0] != "energy":  # which is read as it is now
                     share *= self.gauges.slowdown(limit.cost)
                 shares[limit.cost] = max(share, shares.get(limit.cost, 0.0))
         return shares

@@ -14,6 +14,7 @@ from autoprune.controller import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
 from autoprune.keeping import TRIALS, Keeper
 from autoprune.progress import Progress
+from autoprune.race import TooNoisy
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import check_budget
@@ -102,6 +103,8 @@ def settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -
     keeper = Keeper(bench.space, bench.gauges, accuracy=TRIALS * config.latency_accuracy)
     try:
         seconds = [_seconds(lambda: keeper.measure(uniform)), _seconds(lambda: bench.evaluator.evaluate(uniform))]
+    except TooNoisy:
+        return "off"
     except UserError:
         raise
     except Exception:  # the user's model fails on this candidate: the trials will say so

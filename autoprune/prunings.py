@@ -23,7 +23,7 @@ REASONS = {
     "remaining samples give.",
     "statistical": "statistical bound: a trial that costs no more very likely scores at least as well.",
     "heuristic": "skipped: its predicted loss is too far above that of a trial that costs no more.",
-    "measured": "it exceeds the budget as measured, and so do its repairs.",
+    "measured": "it exceeds its budget as measured, and so do its repairs.",
     "subproblem": "the same subnet was cut before.",
 }
 """By pruning: the message of a trial that it cut; the same for all, so that they are counted together."""

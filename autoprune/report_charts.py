@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint, Measured, front
 from autoprune.search_spaces.budget import format_cost
+from autoprune.search_spaces.quantities import WORST
 from autoprune.tables import (
     DenseFigures,
     cost_name,
@@ -63,7 +64,9 @@ def front_figure(
         y_range: of `score_range`.
     """
     label, factor = _AXES[cost.partition("@")[0]]
-    if "@" in cost:
+    if cost == f"latency@{WORST}":
+        label = "latency on the worst device (share of dense)"
+    elif "@" in cost:
         label = label.replace(" (", f" on {cost.partition('@')[2]} (")
     complete = [t for t in _complete(trials) if cost in t.costs]
     figure = go.Figure()

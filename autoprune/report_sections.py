@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint
 from autoprune.search_spaces.budget import format_cost
+from autoprune.search_spaces.quantities import is_measured
 from autoprune.tables import (
     DenseFigures,
     Table,
@@ -174,11 +175,11 @@ def footnotes(
             f"{latency.precision} on {latency.device}; all models run in turn, × is the median ratio to the dense "
             "model in the same round."
         )
-    if any("latency" in point.costs for point in front):
+    if any(is_measured(cost) for point in front for cost in point.costs):
         lines.append(
-            "Predicted latencies come from a table of single operations on this device, measured ones from the model. "
-            "Trials were held to a latency limit by prediction (the dashed line), points by measurement: against the "
-            "milliseconds, or where the limit is relative against ×."
+            "Predicted are upper ends of intervals of a model that learnt from measured subnets, measured the networks "
+            "themselves. Points are held against the upper ends of what was measured; absolute limits in the "
+            "milliseconds of the beginning, or of the end where those are longer."
         )
     for recipe in dict.fromkeys(_explained(point.recipe) for point in front if point.recipe):
         lines.append(

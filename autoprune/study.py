@@ -280,7 +280,7 @@ def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
     values = {name: attributes[name] for name in _ATTRIBUTES}
     values["candidate"] = tuple(values["candidate"])
     values["readings"] = tuple(
-        Reading(tuple(candidate), gauge, ms, se) for candidate, gauge, ms, se in values["readings"]
+        Reading(tuple(candidate), gauge, ratio, se) for candidate, gauge, ratio, se in values["readings"]
     )
     return Trial(number=number, **values)
 

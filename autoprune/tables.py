@@ -147,7 +147,8 @@ def _cost_columns(dense: DenseFigures, front: Sequence[FrontPoint]) -> list[_Col
         return f"{format_cost(name, costs[name])}\n{ratio}".strip()
 
     return [
-        ("cost", COST_NAMES[name], [cell(name, costs) for costs in all_costs]) for name in ("macs", "params", "memory")
+        ("cost", COST_NAMES[name], [cell(name, costs) for costs in all_costs])
+        for name in ("macs", "params", "size", "memory")
     ]
 
 

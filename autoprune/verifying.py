@@ -7,16 +7,22 @@ misses says so, and is never the point to recommend.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
-from autoprune.evaluate import EvaluationFailed
+from autoprune.controller import describe_error
+from autoprune.files import read_json, write_json
 from autoprune.front import FrontPoint
 from autoprune.keeping import Keeper
 from autoprune.measure import Latency
 from autoprune.progress import Progress
+from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.workbench import Workbench
+
+VERIFIED = Path("profile") / "verified.json"
 
 ROUNDS = 3
 """Times that all points are measured at most: the last time nothing is moved any more."""
@@ -28,18 +34,22 @@ def verify(
     """Measure points and move those that miss the budget.
 
     Returns:
-        The points, without those that became the same, and the dense latency by gauge name.
+        The points, best score first, without those that became the same; and the dense latency by gauge name.
     """
     gauges, space = bench.gauges, bench.space
     keeper = Keeper(space, gauges, bench.prior)
     found = list(points)
-    if gauges.costs:
-        gauges.recheck(progress)
-        if bench.config.measure_trials != "on":
-            found = _distinct(_moved(point, keeper, bench, progress) for point in found)
+    if gauges.costs and bench.config.measure_trials != "on":
+        found = _distinct(_moved(point, keeper, bench, progress) for point in found)
     for round_number in range(ROUNDS):
         models = {str(i): space.materialise(point.candidate, share=True) for i, point in enumerate(found)}
-        measured = gauges.measure(models, min_rounds=bench.config.latency_repeats, progress=progress)
+        measured = gauges.measure(
+            models,
+            accuracy=None if gauges.costs else math.inf,  # where nothing is limited nothing is refused
+            min_rounds=bench.config.latency_repeats,
+            progress=progress,
+        )
+        gauges.recheck(measured, progress)
         found = [
             _with_latencies(point, {name: m[str(i)] for name, m in measured.items()}, keeper, bench)
             for i, point in enumerate(found)
@@ -50,18 +60,22 @@ def verify(
         if [point.candidate for point in moved] == [point.candidate for point in found]:
             break
         found = moved
+    found.sort(key=lambda point: -point.score)
     return found, {name: m["dense"] for name, m in measured.items()}
 
 
 def _moved(point: FrontPoint, keeper: Keeper, bench: Workbench, progress: Progress) -> FrontPoint:
     """The point at a candidate that keeps the budget as measured; as it was, where there is none or it scores less."""
-    kept = keeper.keep(point.candidate, bench.budget)
-    bench.gauges.learn(kept.readings)
-    if kept.candidate == point.candidate or kept.misses:
-        return point
     try:
+        kept = keeper.keep(point.candidate, bench.budget)
+        bench.gauges.learn(kept.readings)
+        if kept.candidate == point.candidate or kept.misses:
+            return point
         score = bench.evaluator.evaluate(kept.candidate)
-    except EvaluationFailed:
+    except UserError:
+        raise
+    except Exception as error:  # the user's model and score run in here, on a candidate that is new to them
+        progress.say(f"The point of trial {point.trial} was not moved: {describe_error(error)}")
         return point
     larger = all(new >= old for new, old in zip(kept.candidate, point.candidate, strict=True))
     if larger and score < point.score:
@@ -98,3 +112,37 @@ def _distinct(points: Iterable[FrontPoint]) -> list[FrontPoint]:
     for point in points:
         seen.setdefault(point.candidate, point)
     return list(seen.values())
+
+
+def verified(
+    points: Sequence[FrontPoint], bench: Workbench, run: Path, progress: Progress
+) -> tuple[list[FrontPoint], dict[str, Latency]]:
+    """`verify`, once for each front: what it found is kept in the run folder until other points are chosen.
+
+    A killed fine-tuning goes on with the subnets it began with, whatever another measurement would say.
+    """
+    path, chosen = run / VERIFIED, [[point.trial, *point.candidate] for point in points]
+    if path.is_file():
+        content = read_json(path)
+        try:
+            if content["chosen"] == chosen:
+                dense = {name: Latency.from_dict(found) for name, found in content["dense"].items()}
+                return [FrontPoint.from_dict(point) for point in content["points"]], dense
+        except (AttributeError, KeyError, TypeError):
+            pass  # damaged or of another release: measured again
+    found, dense = verify(points, bench, progress)
+    path.parent.mkdir(exist_ok=True)
+    write_json(
+        path,
+        {
+            "chosen": chosen,
+            "points": [point.to_dict() for point in found],
+            "dense": {name: latency.to_dict() for name, latency in dense.items()},
+        },
+    )
+    return found, dense
+
+
+def forget_verified(run: Path) -> None:
+    """Let the points be measured again."""
+    (run / VERIFIED).unlink(missing_ok=True)

@@ -60,7 +60,7 @@ class LearningDevice:
     def learn(self, readings: tuple[Reading, ...]) -> None:
         for reading in readings:
             self.log.append(("learnt", reading))
-            self.learnt = reading.ms / float(ms(self.space.units(np.array([reading.candidate])))[0])
+            self.learnt = reading.ratio / float(ms(self.space.units(np.array([reading.candidate])))[0])
 
 
 def search(path: Path, device: LearningDevice, trials: int, stop_at: int | None = None) -> list[Trial]:
@@ -141,7 +141,7 @@ def test_what_no_candidate_keeps_is_cut_and_said(tmp_path: Path) -> None:
     (trial,) = search(tmp_path / "r", device, 1)
     assert (trial.state, trial.score, trial.pruning) == ("cut", None, "measured")
     assert trial.costs["latency"] > 6
-    assert trial.message == "it exceeds the budget as measured, and so do its repairs."
+    assert trial.message == "it exceeds its budget as measured, and so do its repairs."
     assert not any(kind == "scored" for kind, _ in device.log)
 
 
