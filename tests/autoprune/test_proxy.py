@@ -511,7 +511,7 @@ def test_a_proxy_that_fails_is_left_out_of_its_own_row_only(fresh: Path, monkeyp
 
 def test_a_limit_on_latency_takes_the_table_of_the_run(tmp_path: Path) -> None:
     run = tmp_path / "r"
-    limits = {**SETTINGS, "budget": ["macs=0.5x", "latency=1x"]}
+    limits = {**SETTINGS, "budget": ["macs=0.5x", "latency=9s"]}
     ap.search(tiny_net(), **loaders(), **limits, trials=1, run=run)
     assert len(proxy(run, candidates=5, **GIVEN).truths) == 5
     (run / FILE).unlink()
