@@ -108,7 +108,7 @@ def front_figure(
             annotation_position="bottom right",
         )
     if any(cost in measured_costs(point) for point in points):
-        label += ": trials predicted, points measured" if complete else ", measured"
+        label += ": trials at upper ends, points measured" if complete else ", measured"
     return layout(figure, label, score, y_range, from_zero=True)
 
 
