@@ -43,20 +43,28 @@ class KeptSample(NamedTuple):
     ms: float
     se: float
 
+    def scaled(self, factor: float) -> KeptSample:
+        """The same subnet on a machine that takes `factor` times as long."""
+        return KeptSample(self.candidate, self.ms * factor, self.se * factor)
+
 
 @dataclass
 class Network:
-    """One network at one batch size: its dense latency then, and the subnets that were measured beside it."""
+    """One network at one batch size: its dense latency then, and subnets at the speed that the machine had then."""
 
     measured: str
     dense: Estimate
     samples: dict[Candidate, KeptSample] = field(default_factory=dict)
 
     def merged(self, other: Network) -> Network:
-        """Both, this one first where both hold a candidate; where the machine changed between them, the later."""
+        """Both at this one's speed, which goes first where both hold a candidate; where the machine changed between
+        them, the later.
+        """
         if changed(other.dense, self.dense) is not None:
             return max(other, self, key=lambda network: network.measured)
-        return Network(self.measured, self.dense, {**other.samples, **self.samples})
+        scale = self.dense.value / other.dense.value
+        theirs = {candidate: sample.scaled(scale) for candidate, sample in other.samples.items()}
+        return Network(self.measured, self.dense, {**theirs, **self.samples})
 
 
 class Entry:
@@ -75,9 +83,12 @@ class Entry:
         return self._networks.get(f"{space}/{batch}")
 
     def keep(self, space: str, batch: int, dense: Estimate, samples: Iterable[KeptSample]) -> None:
-        """Add measured subnets; the dense latency is that of the first ones, until `forget`."""
+        """Add subnets measured beside a dense network that takes `dense`; they are kept at the speed of the first
+        ones, until `forget`.
+        """
         network = self._networks.setdefault(f"{space}/{batch}", Network(self._clock(), dense))
-        network.samples.update({sample.candidate: sample for sample in samples})
+        scale = network.dense.value / dense.value
+        network.samples.update({sample.candidate: sample.scaled(scale) for sample in samples})
 
     def stale(self, space: str, batch: int, dense: Estimate) -> str | None:
         """Say so where the dense network's latency, measured now, is not the kept one: by more than both intervals

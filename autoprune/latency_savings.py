@@ -14,6 +14,7 @@ import numpy as np
 
 from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency import LatencyModel
+from autoprune.latency.samples import profile_key
 from autoprune.latency_profile import Cut, Saving
 from autoprune.measure import Latency, Stopwatch
 from autoprune.progress import Progress
@@ -91,7 +92,7 @@ def find_savings(
         if entry is not None and profile is not None:
             ms = stopwatch.dense_ms
             kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in block.items())
-            entry.keep(space.fingerprint, dense.batch, stopwatch.dense, kept)
+            entry.keep(profile_key(space), dense.batch, stopwatch.dense, kept)
             profile.save()
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
@@ -117,11 +118,12 @@ def _recall(
     space: SearchSpace, stopwatch: Stopwatch, batch: int, entry: Entry, progress: Progress
 ) -> dict[Candidate, Ratio]:
     """Subnets that the device profile knows, unless the machine has changed since."""
-    stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+    key = profile_key(space), batch
+    stale = entry.stale(*key, stopwatch.dense)
     if stale is not None:
         progress.say(stale)
-        entry.forget(space.fingerprint, batch)
-    network = entry.network(space.fingerprint, batch)
+        entry.forget(*key)
+    network = entry.network(*key)
     if network is None:
         return {}
     dense = network.dense.value

@@ -52,14 +52,14 @@ def measure_samples(
     measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
     if entry is not None and profile is not None:
         kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-        entry.keep(_key(space), stopwatch.batch, dense, kept)
+        entry.keep(profile_key(space), stopwatch.batch, dense, kept)
         profile.save()
     return dense.value, (*known.values(), *measured)
 
 
 def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
     """Samples of the profile at today's speed; none where that is another one, which is said."""
-    key = _key(space), stopwatch.batch
+    key = profile_key(space), stopwatch.batch
     network = entry.network(*key)
     if network is None:
         return {}
@@ -72,7 +72,7 @@ def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Prog
     return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
 
 
-def _key(space: SearchSpace) -> str:
+def profile_key(space: SearchSpace) -> str:
     """The network to a device profile: the same layers on images of another size are another one."""
     shapes = ("x".join(map(str, tensor.shape[1:])) for tensor in tensors(space.example_inputs))
     return "-".join([space.fingerprint, *shapes])

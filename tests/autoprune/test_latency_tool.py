@@ -156,6 +156,14 @@ def test_a_device_profile_remembers_what_was_measured(tmp_path: Path) -> None:
     assert (first.loaded, again.loaded) == (1 + 6, 1), "the dense network alone"
 
 
+def test_a_device_profile_knows_images_of_other_sizes_apart(tmp_path: Path) -> None:
+    path = tmp_path / "device.json"
+    profile(device_profile=path)
+    other = KnownRuntime()
+    profile_latency(net(), torch.zeros(2, 3, 8, 8), runtime=other, device_profile=path)
+    assert other.loaded == 1 + 6
+
+
 def test_a_device_profile_of_a_slower_machine_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     profile(device_profile=path)
