@@ -84,7 +84,7 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
     yield card("latency", None, dense.short, f"{dense.clock_name}, batch {dense.batch}, {threads}")
     yield card("throughput", None, f"{profile.throughput:.4g} /s", f"samples at batch {dense.batch}")
     if dense.energy_mj is None:
-        yield card("energy", None, "–", "this machine has no counter that can be read")
+        yield card("energy", None, "–", "not measured: see the notes")
     else:
         yield card("energy", None, f"{dense.energy_mj:.3g} mJ", "a run, the whole processor (RAPL)")
     for best in profile.ranking[:1]:

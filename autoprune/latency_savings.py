@@ -7,8 +7,9 @@ keeps what was measured, and the next call goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -16,16 +17,18 @@ from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency import LatencyModel
 from autoprune.latency.samples import profile_key
 from autoprune.latency_profile import Cut, Saving
-from autoprune.measure import Latency, Stopwatch
+from autoprune.measure import Latency, Stopwatch, TooNoisy
 from autoprune.progress import Progress
-from autoprune.search_spaces import Candidate, SearchSpace, UserError
+from autoprune.search_spaces import Candidate, SearchSpace
 
 TOGETHER = 8
 """Subnets that are timed in turn with each other and the dense network: more would hold too much memory."""
 MODEL_SUBNETS = 15
 """Whole subnets, next to the measured cuts, from which the cuts that were not measured are predicted."""
 CONTENT = 4.0
+"""Where the machine is too noisy, intervals may be this many times as wide as asked for."""
 _Z = 1.96
+_Found = TypeVar("_Found")
 
 
 class Ratio(NamedTuple):
@@ -98,16 +101,13 @@ def find_savings(
     predicted: dict[Candidate, Ratio] = {}
     predictor = ""
     if missing:
-        model = LatencyModel.measure(
-            space, stopwatch, subnets=MODEL_SUBNETS, seed=0, profile=profile, progress=progress
-        )
+        learn = partial(LatencyModel.measure, space, stopwatch, subnets=MODEL_SUBNETS, seed=0)
+        model = _measured(partial(learn, profile=profile, progress=progress), accuracy)
         learnt = {sample.candidate for sample in model.samples}
         for candidate, ratio in measured.items():
             if candidate not in learnt:
                 model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
         mean, deviation = (values / model.dense_ms for values in model.predict(space.units(missing)))
-        # what the model cannot tell from the dense network has no deviation; it may still differ as others do
-        deviation = np.where(deviation > 0, deviation, model.error.mape)
         values = zip(missing, mean.tolist(), deviation.tolist(), strict=True)
         predicted = {candidate: Ratio(value, error) for candidate, value, error in values}
         predictor = str(model.error)
@@ -146,19 +146,19 @@ def _measure(
             if seconds <= 0 or before + slowest > start + seconds:
                 break
             block = wanted[first : first + TOGETHER]
-            latencies = _timed(space, stopwatch, block, accuracy)
+            models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
+            latencies = _measured(partial(stopwatch.measure, models), accuracy)
             yield {candidate: Ratio.of(latencies[_name(space, candidate)]) for candidate in block}
             slowest = max(slowest, time.monotonic() - before)
             task.advance(len(block))
 
 
-def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate], accuracy: float) -> dict[str, Latency]:
-    """Time a few subnets; where that was too noisy, again, and content with intervals `CONTENT` times as wide."""
-    models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
+def _measured(measure: Callable[..., _Found], accuracy: float) -> _Found:
+    """What `measure` finds at an accuracy; where the machine was too noisy, again, and content with less."""
     try:
-        return stopwatch.measure(models)
-    except UserError:
-        return stopwatch.measure(models, accuracy=CONTENT * accuracy)
+        return measure(accuracy=accuracy)
+    except TooNoisy:
+        return measure(accuracy=CONTENT * accuracy)
 
 
 def _name(space: SearchSpace, candidate: Candidate) -> str:

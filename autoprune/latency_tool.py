@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.align import DEFAULT, steps_of
+from autoprune.align import DEFAULT, worthwhile_steps
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
@@ -54,7 +54,7 @@ def profile_latency(
         threads, device: of the runtime; not used where `runtime` is no text.
         cuts: shares of a group's units to cut, each in (0, 1).
         align: channels are kept in multiples of this where a layer is wide enough; ``"auto"`` finds the step of the
-            runtime first, which takes about half a minute.
+            runtime first, which takes about half a minute; it is 8 for compile, commands and narrow networks.
         seconds: about how long cuts are measured, the deepest first; the others are predicted. 0 predicts all.
         accuracy: half-width of the interval of a latency at which measuring stops, as a share of it.
         device_profile: file of what is known of devices: subnets in it are not measured again, new ones are added.
@@ -75,9 +75,9 @@ def profile_latency(
     _check_runs(model, inputs)
     space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
     if space is not None and align == "auto":
-        align = max(steps_of(runtime, space, known, progress).values(), default=DEFAULT)
+        align = max(worthwhile_steps(space, [runtime], known, progress).values(), default=DEFAULT)
         space, refusal = _traced(model, inputs, align)
-    energy, no_energy = _energy_meter()
+    energy, no_energy = _energy_meter(runtime)
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
         dense = stopwatch.measure({}, progress=progress)["dense"]
         layers, timeless = layers_of(stopwatch.layers() or {}, model)
@@ -143,8 +143,10 @@ def _describe(runtime: Runtime, model: nn.Module) -> str:
     return runtime.describe().replace(" model,", f" {_PRECISIONS.get(weights, str(weights))},", 1)
 
 
-def _energy_meter() -> tuple[EnergyMeter | None, str]:
+def _energy_meter(runtime: Runtime) -> tuple[EnergyMeter | None, str]:
     """What reads the energy of a run, or why nothing can."""
+    if runtime.clock in ("reported", "cuda events"):  # elsewhere, or on a graphics processor, which RAPL leaves out
+        return None, "Energy is only measured on the processor of this machine."
     try:
         return EnergyMeter(), ""
     except UserError as error:

@@ -115,6 +115,7 @@ class LatencyModel:
         *,
         subnets: int = 28,
         seed: int = 0,
+        accuracy: float | None = None,
         profile: DeviceProfile | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> LatencyModel:
@@ -122,10 +123,14 @@ class LatencyModel:
 
         What the profile of the device holds of this network is not measured again, and what is measured is kept there.
 
+        Args:
+            accuracy: of each ratio to the dense network; None for that of the stopwatch.
+
         Raises:
-            UserError: the runtime cannot run one, or the device is too noisy.
+            UserError: the runtime cannot run one.
+            TooNoisy: the device is too noisy for the accuracy.
         """
-        dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, profile, progress)
+        dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, accuracy, profile, progress)
         layers, runtime = stopwatch.layers(), stopwatch.runtime.describe()
         return cls(space, dense_ms, samples, batch=stopwatch.batch, layers=layers, runtime=runtime)
 

@@ -35,6 +35,7 @@ def measure_samples(
     stopwatch: Stopwatch,
     subnets: int,
     seed: int,
+    accuracy: float | None,
     profile: DeviceProfile | None,
     progress: Progress,
 ) -> tuple[float, tuple[Sample, ...]]:
@@ -47,7 +48,7 @@ def measure_samples(
     known = {} if entry is None else _kept(space, stopwatch, entry, progress)
     candidates = [c for c in informative(space, subnets, seed) if c not in known]
     parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
-    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, progress)]
+    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, accuracy, progress)]
     dense = stopwatch.dense
     measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
     if entry is not None and profile is not None:
@@ -79,11 +80,15 @@ def profile_key(space: SearchSpace) -> str:
 
 
 def _race(
-    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+    space: SearchSpace,
+    stopwatch: Stopwatch,
+    candidates: Sequence[Candidate],
+    accuracy: float | None,
+    progress: Progress,
 ) -> Iterator[tuple[Candidate, float, float]]:
     """Ratios of a few subnets to the dense network, with their standard errors."""
     models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-    latencies = stopwatch.measure(models, progress=progress)
+    latencies = stopwatch.measure(models, accuracy=accuracy, progress=progress)
     for i, candidate in enumerate(candidates):
         latency = latencies[str(i)]
         assert latency.ratio is not None
