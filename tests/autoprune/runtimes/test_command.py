@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -113,12 +114,12 @@ def test_what_a_command_started_ends_with_it(
     command = script(tmp_path, f"sleep 20 & echo $! > '{seen}.part'; mv '{seen}.part' '{seen}'; wait")
     communicate = subprocess.Popen.communicate
 
-    def interrupted(process: subprocess.Popen[str], *args: object, **kwargs: object) -> object:
+    def interrupted(process: subprocess.Popen[str], **settings: Any) -> Any:
         while error is not None and not seen.exists():
             time.sleep(0.01)
         if error is not None:
             raise error
-        return communicate(process, *args, **kwargs)  # type: ignore[arg-type]
+        return communicate(process, **settings)
 
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     opened._runtime = CommandRuntime(command, timeout_s=1.0)  # type: ignore[attr-defined]
