@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoprune.device import CHANGES, device_fingerprint, device_info
+from autoprune.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
 from autoprune.files import atomic_write
 from autoprune.robust import Estimate, changed
 from autoprune.runtimes import Runtime
@@ -168,7 +168,7 @@ class DeviceProfile:
         """That of this machine with `runtime` and its settings; an empty one where there is none yet."""
         key = fingerprint(runtime)
         if key not in self._entries:
-            device = {name: value for name, value in device_info().items() if name not in CHANGES}
+            device = {name: value for name, value in device_info().items() if name not in NOT_IN_FINGERPRINT}
             self._entries[key] = Entry(device, runtime.describe(), self._clock)
         return self._entries[key]
 

@@ -99,8 +99,8 @@ class Gauge:
     def reading(self, candidate: Candidate, latency: Latency) -> Reading:
         """What is learnt from a measurement, in the same milliseconds."""
         scale = self.predictor.dense_ms
-        ratio, low, high = _ratio(latency)
-        return Reading(candidate, self.name, round(ratio * scale, 6), round((high - low) / (2 * 1.96) * scale, 6))
+        ratio, _, _ = _ratio(latency)
+        return Reading(candidate, self.name, round(ratio * scale, 6), round(latency.ratio_se * scale, 6))
 
 
 class Gauges:

@@ -95,9 +95,8 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
 
 def layer_figure(profile: LatencyProfile) -> go.Figure:
     """Share of the time of each module as a bar, the largest on top."""
-    rows, _ = profile.top_layers(
-        SHOWN_LAYERS
-    )  # the rest would be the longest bar of a deep network: it is said instead
+    # the rest would be the longest bar of a deep network: it is said instead
+    rows, _ = profile.top_layers(SHOWN_LAYERS)
     names = [html.escape(layer.module or "(model)") for layer in rows]
     figure = go.Figure()
     figure.add_bar(

@@ -40,10 +40,8 @@ class Ratio(NamedTuple):
     @classmethod
     def of(cls, latency: Latency) -> Ratio:
         """The paired ratio that was measured."""
-        value, low, high = latency.ratio, latency.ratio_low, latency.ratio_high
-        if value is None or low is None or high is None:
-            raise AssertionError("a stopwatch compares every network with the dense one")
-        return cls(value, (high - low) / (2 * _Z))
+        assert latency.ratio is not None, "a stopwatch compares every network with the dense one"
+        return cls(latency.ratio, latency.ratio_se)
 
 
 Table = list[list[Candidate | None]]

@@ -25,9 +25,9 @@ from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
+from autoprune.stopwatch import precision_of
 
 CUTS = (0.1, 0.25, 0.5)
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 def profile_latency(
@@ -139,8 +139,7 @@ def _traced(model: nn.Module, inputs: Any, align: int | str) -> tuple[SearchSpac
 
 def _describe(runtime: Runtime, model: nn.Module) -> str:
     """`Runtime.describe`, with the precision of the weights where the runtime takes that."""
-    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return runtime.describe().replace(" model,", f" {_PRECISIONS.get(weights, str(weights))},", 1)
+    return runtime.describe().replace(f" {runtime.precision},", f" {precision_of(runtime, model)},", 1)
 
 
 def _energy_meter(runtime: Runtime) -> tuple[EnergyMeter | None, str]:

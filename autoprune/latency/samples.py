@@ -92,6 +92,4 @@ def _race(
     for i, candidate in enumerate(candidates):
         latency = latencies[str(i)]
         assert latency.ratio is not None
-        assert latency.ratio_low is not None
-        assert latency.ratio_high is not None
-        yield candidate, latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96)
+        yield candidate, latency.ratio, latency.ratio_se
