@@ -41,8 +41,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for the next allocation, from now on; say whether it does (glibc only).
 
     Otherwise large activations are mapped anew in every run, or not, depending on what was allocated before: a page
-    fault for every 4 KiB. Eager mobilenet_v2 then took 15 ms or 22 ms, by chance, in the same process
-    (docs/latency-model.md).
+    fault for every 4 KiB. The same ratio of eager mobilenet_v2, measured twice, then differed by 14 %, and by 4 % with
+    memory kept (docs/latency-model.md, "What did not work").
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     try:
