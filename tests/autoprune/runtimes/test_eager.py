@@ -44,7 +44,7 @@ class Recorder(nn.Module):
 @pytest.fixture
 def tf32_switches() -> Iterator[tuple[Any, Any]]:
     """What allows TF32 in convolutions and in matrix products, put back afterwards."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    switches: tuple[Any, Any] = torch.backends.cudnn, torch.backends.cuda.matmul
     before = [switch.allow_tf32 for switch in switches]
     yield switches
     for switch, value in zip(switches, before, strict=True):
