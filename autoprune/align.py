@@ -52,25 +52,36 @@ def resolve_align(config: SearchConfig, steps: Mapping[str, int] | None = None) 
 
 
 def measured_align(config: SearchConfig, space: SearchSpace, runtimes: Iterable[Runtime], progress: Progress) -> int:
-    """`resolve_align` with the steps of these runtimes, measured where the device profile does not hold them.
-
-    Narrow networks have levels of few channels whatever the step, and runtimes that take seconds to load a network
-    would take an hour for hundreds of them: there it is `DEFAULT`.
-    """
-    if not needs_steps(config) or max(group.num_units for group in space.groups) < WIDE:
+    """`resolve_align` with `worthwhile_steps`, which are measured where the device profile does not hold them."""
+    if not needs_steps(config):
         return resolve_align(config)
     profile = None if config.device_profile is None else DeviceProfile(config.device_profile)
+    return resolve_align(config, worthwhile_steps(space, runtimes, profile, progress))
+
+
+def worthwhile_steps(
+    space: SearchSpace, runtimes: Iterable[Runtime], profile: DeviceProfile | None, progress: Progress
+) -> dict[str, int]:
+    """The largest step among the runtimes for each kind of op; {} where measuring them is not worth it.
+
+    Narrow networks have levels of few channels whatever the step, and runtimes that take seconds to load a network
+    would take an hour for hundreds of them.
+    """
     steps: dict[str, int] = {}
+    if max(group.num_units for group in space.groups) < WIDE:
+        return steps
     for runtime in {runtime.describe(): runtime for runtime in runtimes}.values():
         if runtime.name in SLOW:
             continue
-        found = steps_of(runtime, space, profile, progress)
+        found = _steps_of(runtime, space, profile, progress)
         progress.say(f"Channel steps of {runtime.name}: {', '.join(f'{kind} {step}' for kind, step in found.items())}.")
         steps = {kind: max(step, steps.get(kind, 1)) for kind, step in found.items()}
-    return resolve_align(config, steps)
+    return steps
 
 
-def steps_of(runtime: Runtime, space: SearchSpace, profile: DeviceProfile | None, progress: Progress) -> dict[str, int]:
+def _steps_of(
+    runtime: Runtime, space: SearchSpace, profile: DeviceProfile | None, progress: Progress
+) -> dict[str, int]:
     """The channel step of each kind of op in a network, measured where the device profile does not hold it."""
     kinds = kinds_of(space.ops)
     steps = {} if profile is None else profile.entry(runtime).steps

@@ -341,7 +341,7 @@ def latency(
         typer.Option(
             metavar="1|8|16|auto",
             help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the "
-            "runtime is fast, found by measuring for half a minute.",
+            "runtime is fast, found by measuring for half a minute; 8 for compile, commands and narrow networks.",
             rich_help_panel=options.LATENCY,
         ),
     ] = "8",

@@ -49,9 +49,8 @@ def print_latency(
     Raises:
         UserError: something the user gave cannot be used, or the machine is too noisy.
     """
-    chosen = [
-        make_runtime(name, threads=threads, device=device) for name in runtimes
-    ]  # a wrong name says so before anything is run
+    # a wrong name says so before anything is run
+    chosen = [make_runtime(name, threads=threads, device=device) for name in runtimes]
     if out is not None and not out.absolute().parent.is_dir():
         raise UserError(f"Cannot write {out}: there is no folder {out.parent}. Make it, or choose another --out.")
     model = source.build()

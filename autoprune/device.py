@@ -13,9 +13,9 @@ import torch
 
 CPUFREQ = Path("/sys/devices/system/cpu/cpu0/cpufreq")
 
-CHANGES = ("threads", "governor")
-"""What no fingerprint is made of: each latency states its threads itself, and a laptop changes the governor of its
-clock frequency whenever it is unplugged; that the machine became slower shows in the dense network's time."""
+NOT_IN_FINGERPRINT = ("threads", "governor")
+"""Each latency states its threads itself, and a laptop changes the governor of its clock frequency whenever it is
+unplugged; that the machine became slower shows in the dense network's time."""
 
 
 def device_info() -> dict[str, Any]:
@@ -36,8 +36,8 @@ def device_info() -> dict[str, Any]:
 
 
 def device_fingerprint() -> str:
-    """Return a short digest of `device_info` without what `CHANGES`."""
-    info = {name: value for name, value in device_info().items() if name not in CHANGES}
+    """Return a short digest of `device_info` without `NOT_IN_FINGERPRINT`."""
+    info = {name: value for name, value in device_info().items() if name not in NOT_IN_FINGERPRINT}
     return hashlib.sha256(json.dumps(info, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoprune.device import CHANGES, device_fingerprint, device_info
+from autoprune.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
 from autoprune.files import atomic_write
 from autoprune.robust import Estimate, changed
 from autoprune.runtimes import Runtime
@@ -43,20 +43,28 @@ class KeptSample(NamedTuple):
     ms: float
     se: float
 
+    def scaled(self, factor: float) -> KeptSample:
+        """The same subnet on a machine that takes `factor` times as long."""
+        return KeptSample(self.candidate, self.ms * factor, self.se * factor)
+
 
 @dataclass
 class Network:
-    """One network at one batch size: its dense latency then, and the subnets that were measured beside it."""
+    """One network at one batch size: its dense latency then, and subnets at the speed that the machine had then."""
 
     measured: str
     dense: Estimate
     samples: dict[Candidate, KeptSample] = field(default_factory=dict)
 
     def merged(self, other: Network) -> Network:
-        """Both, this one first where both hold a candidate; where the machine changed between them, the later."""
+        """Both at this one's speed, which goes first where both hold a candidate; where the machine changed between
+        them, the later.
+        """
         if changed(other.dense, self.dense) is not None:
             return max(other, self, key=lambda network: network.measured)
-        return Network(self.measured, self.dense, {**other.samples, **self.samples})
+        scale = self.dense.value / other.dense.value
+        theirs = {candidate: sample.scaled(scale) for candidate, sample in other.samples.items()}
+        return Network(self.measured, self.dense, {**theirs, **self.samples})
 
 
 class Entry:
@@ -75,9 +83,12 @@ class Entry:
         return self._networks.get(f"{space}/{batch}")
 
     def keep(self, space: str, batch: int, dense: Estimate, samples: Iterable[KeptSample]) -> None:
-        """Add measured subnets; the dense latency is that of the first ones, until `forget`."""
+        """Add subnets measured beside a dense network that takes `dense`; they are kept at the speed of the first
+        ones, until `forget`.
+        """
         network = self._networks.setdefault(f"{space}/{batch}", Network(self._clock(), dense))
-        network.samples.update({sample.candidate: sample for sample in samples})
+        scale = network.dense.value / dense.value
+        network.samples.update({sample.candidate: sample.scaled(scale) for sample in samples})
 
     def stale(self, space: str, batch: int, dense: Estimate) -> str | None:
         """Say so where the dense network's latency, measured now, is not the kept one: by more than both intervals
@@ -157,7 +168,7 @@ class DeviceProfile:
         """That of this machine with `runtime` and its settings; an empty one where there is none yet."""
         key = fingerprint(runtime)
         if key not in self._entries:
-            device = {name: value for name, value in device_info().items() if name not in CHANGES}
+            device = {name: value for name, value in device_info().items() if name not in NOT_IN_FINGERPRINT}
             self._entries[key] = Entry(device, runtime.describe(), self._clock)
         return self._entries[key]
 

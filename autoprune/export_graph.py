@@ -127,7 +127,7 @@ def _export(
     batch = batch_size((args, kwargs))
     # A batch of 1 would be taken for a constant by broadcasting code: the graph would then run at batch 1 only.
     args, kwargs = with_batch((args, kwargs), batch, max(batch, 2))
-    with tempfile.TemporaryDirectory(prefix="autoprune-") as folder, torch.no_grad(), quiet():
+    with tempfile.TemporaryDirectory(prefix="autoprune-") as folder, torch.no_grad(), silent():
         file = Path(folder) / path.name
         with explained(f"This model cannot be written as {form}", hint=_HINT):
             write(torch.export.export(model, args, kwargs, dynamic_shapes=free_batch(model, (args, kwargs))), file)
@@ -214,7 +214,7 @@ def explained(what: str, hint: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Drop the exporters' log lines, warnings and dumps of half-made graphs: what goes wrong comes as an exception."""
     loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]

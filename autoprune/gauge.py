@@ -103,8 +103,8 @@ class Gauge:
 
     def reading(self, candidate: Candidate, latency: Latency) -> Reading:
         """What is learnt from a measurement."""
-        ratio, low, high = _ratio(latency)
-        return Reading(candidate, self.name, round(ratio, 6), round((high - low) / (2 * 1.96), 6))
+        assert latency.ratio is not None
+        return Reading(candidate, self.name, round(latency.ratio, 6), round(latency.ratio_se, 6))
 
     def learn(self, reading: Reading) -> None:
         """Let the model learn a reading."""

@@ -84,7 +84,7 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
     yield card("latency", None, dense.short, f"{dense.clock_name}, batch {dense.batch}, {threads}")
     yield card("throughput", None, f"{profile.throughput:.4g} /s", f"samples at batch {dense.batch}")
     if dense.energy_mj is None:
-        yield card("energy", None, "–", "this machine has no counter that can be read")
+        yield card("energy", None, "–", "not measured: see the notes")
     else:
         yield card("energy", None, f"{dense.energy_mj:.3g} mJ", "a run, the whole processor (RAPL)")
     for best in profile.ranking[:1]:
@@ -95,9 +95,8 @@ def _cards(profile: LatencyProfile) -> Iterator[str]:
 
 def layer_figure(profile: LatencyProfile) -> go.Figure:
     """Share of the time of each module as a bar, the largest on top."""
-    rows, _ = profile.top_layers(
-        SHOWN_LAYERS
-    )  # the rest would be the longest bar of a deep network: it is said instead
+    # the rest would be the longest bar of a deep network: it is said instead
+    rows, _ = profile.top_layers(SHOWN_LAYERS)
     names = [html.escape(layer.module or "(model)") for layer in rows]
     figure = go.Figure()
     figure.add_bar(

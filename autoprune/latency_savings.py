@@ -7,24 +7,28 @@ keeps what was measured, and the next call goes on from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency import LatencyModel
+from autoprune.latency.samples import profile_key
 from autoprune.latency_profile import Cut, Saving
-from autoprune.measure import Latency, Stopwatch
+from autoprune.measure import Latency, Stopwatch, TooNoisy
 from autoprune.progress import Progress
-from autoprune.search_spaces import Candidate, SearchSpace, UserError
+from autoprune.search_spaces import Candidate, SearchSpace
 
 TOGETHER = 8
 """Subnets that are timed in turn with each other and the dense network: more would hold too much memory."""
 MODEL_SUBNETS = 15
 """Whole subnets, next to the measured cuts, from which the cuts that were not measured are predicted."""
 CONTENT = 4.0
+"""Where the machine is too noisy, intervals may be this many times as wide as asked for."""
 _Z = 1.96
+_Found = TypeVar("_Found")
 
 
 class Ratio(NamedTuple):
@@ -36,10 +40,8 @@ class Ratio(NamedTuple):
     @classmethod
     def of(cls, latency: Latency) -> Ratio:
         """The paired ratio that was measured."""
-        value, low, high = latency.ratio, latency.ratio_low, latency.ratio_high
-        if value is None or low is None or high is None:
-            raise AssertionError("a stopwatch compares every network with the dense one")
-        return cls(value, (high - low) / (2 * _Z))
+        assert latency.ratio is not None, "a stopwatch compares every network with the dense one"
+        return cls(latency.ratio, latency.ratio_se)
 
 
 Table = list[list[Candidate | None]]
@@ -91,22 +93,19 @@ def find_savings(
         if entry is not None and profile is not None:
             ms = stopwatch.dense_ms
             kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in block.items())
-            entry.keep(space.fingerprint, dense.batch, stopwatch.dense, kept)
+            entry.keep(profile_key(space), dense.batch, stopwatch.dense, kept)
             profile.save()
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
     predictor = ""
     if missing:
-        model = LatencyModel.measure(
-            space, stopwatch, subnets=MODEL_SUBNETS, seed=0, profile=profile, progress=progress
-        )
+        learn = partial(LatencyModel.measure, space, stopwatch, subnets=MODEL_SUBNETS, seed=0)
+        model = _measured(partial(learn, profile=profile, progress=progress), accuracy)
         learnt = {sample.candidate for sample in model.samples}
         for candidate, ratio in measured.items():
             if candidate not in learnt:
                 model.learn(candidate, ratio.value * model.dense_ms, ratio.error * model.dense_ms)
         mean, deviation = (values / model.dense_ms for values in model.predict(space.units(missing)))
-        # what the model cannot tell from the dense network has no deviation; it may still differ as others do
-        deviation = np.where(deviation > 0, deviation, model.error.mape)
         values = zip(missing, mean.tolist(), deviation.tolist(), strict=True)
         predicted = {candidate: Ratio(value, error) for candidate, value, error in values}
         predictor = str(model.error)
@@ -117,11 +116,12 @@ def _recall(
     space: SearchSpace, stopwatch: Stopwatch, batch: int, entry: Entry, progress: Progress
 ) -> dict[Candidate, Ratio]:
     """Subnets that the device profile knows, unless the machine has changed since."""
-    stale = entry.stale(space.fingerprint, batch, stopwatch.dense)
+    key = profile_key(space), batch
+    stale = entry.stale(*key, stopwatch.dense)
     if stale is not None:
         progress.say(stale)
-        entry.forget(space.fingerprint, batch)
-    network = entry.network(space.fingerprint, batch)
+        entry.forget(*key)
+    network = entry.network(*key)
     if network is None:
         return {}
     dense = network.dense.value
@@ -144,19 +144,19 @@ def _measure(
             if seconds <= 0 or before + slowest > start + seconds:
                 break
             block = wanted[first : first + TOGETHER]
-            latencies = _timed(space, stopwatch, block, accuracy)
+            models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
+            latencies = _measured(partial(stopwatch.measure, models), accuracy)
             yield {candidate: Ratio.of(latencies[_name(space, candidate)]) for candidate in block}
             slowest = max(slowest, time.monotonic() - before)
             task.advance(len(block))
 
 
-def _timed(space: SearchSpace, stopwatch: Stopwatch, block: Sequence[Candidate], accuracy: float) -> dict[str, Latency]:
-    """Time a few subnets; where that was too noisy, again, and content with intervals `CONTENT` times as wide."""
-    models = {_name(space, candidate): space.materialise(candidate, share=True) for candidate in block}
+def _measured(measure: Callable[..., _Found], accuracy: float) -> _Found:
+    """What `measure` finds at an accuracy; where the machine was too noisy, again, and content with less."""
     try:
-        return stopwatch.measure(models)
-    except UserError:
-        return stopwatch.measure(models, accuracy=CONTENT * accuracy)
+        return measure(accuracy=accuracy)
+    except TooNoisy:
+        return measure(accuracy=CONTENT * accuracy)
 
 
 def _name(space: SearchSpace, candidate: Candidate) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from autoprune.align import DEFAULT, steps_of
+from autoprune.align import DEFAULT, worthwhile_steps
 from autoprune.device_profile import DeviceProfile
 from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
@@ -25,9 +25,9 @@ from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
+from autoprune.stopwatch import precision_of
 
 CUTS = (0.1, 0.25, 0.5)
-_PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.float64: "fp64"}
 
 
 def profile_latency(
@@ -54,7 +54,7 @@ def profile_latency(
         threads, device: of the runtime; not used where `runtime` is no text.
         cuts: shares of a group's units to cut, each in (0, 1).
         align: channels are kept in multiples of this where a layer is wide enough; ``"auto"`` finds the step of the
-            runtime first, which takes about half a minute.
+            runtime first, which takes about half a minute; it is 8 for compile, commands and narrow networks.
         seconds: about how long cuts are measured, the deepest first; the others are predicted. 0 predicts all.
         accuracy: half-width of the interval of a latency at which measuring stops, as a share of it.
         device_profile: file of what is known of devices: subnets in it are not measured again, new ones are added.
@@ -75,9 +75,9 @@ def profile_latency(
     _check_runs(model, inputs)
     space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
     if space is not None and align == "auto":
-        align = max(steps_of(runtime, space, known, progress).values(), default=DEFAULT)
+        align = max(worthwhile_steps(space, [runtime], known, progress).values(), default=DEFAULT)
         space, refusal = _traced(model, inputs, align)
-    energy, no_energy = _energy_meter()
+    energy, no_energy = _energy_meter(runtime)
     with Stopwatch(runtime, model, inputs, accuracy=accuracy, energy=energy) as stopwatch:
         dense = stopwatch.measure({}, progress=progress)["dense"]
         layers, timeless = layers_of(stopwatch.layers() or {}, model)
@@ -139,12 +139,13 @@ def _traced(model: nn.Module, inputs: Any, align: int | str) -> tuple[SearchSpac
 
 def _describe(runtime: Runtime, model: nn.Module) -> str:
     """`Runtime.describe`, with the precision of the weights where the runtime takes that."""
-    weights = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return runtime.describe().replace(" model,", f" {_PRECISIONS.get(weights, str(weights))},", 1)
+    return runtime.describe().replace(f" {runtime.precision},", f" {precision_of(runtime, model)},", 1)
 
 
-def _energy_meter() -> tuple[EnergyMeter | None, str]:
+def _energy_meter(runtime: Runtime) -> tuple[EnergyMeter | None, str]:
     """What reads the energy of a run, or why nothing can."""
+    if runtime.clock in ("reported", "cuda events"):  # elsewhere, or on a graphics processor, which RAPL leaves out
+        return None, "Energy is only measured on the processor of this machine."
     try:
         return EnergyMeter(), ""
     except UserError as error:

@@ -95,6 +95,13 @@ class Latency:
         return Estimate(self.ratio, self.ratio_low, self.ratio_high).accuracy
 
     @property
+    def ratio_se(self) -> float:
+        """Standard error of `ratio`, which must be there: half the width of its 95 % interval over 1.96."""
+        assert self.ratio_low is not None
+        assert self.ratio_high is not None
+        return (self.ratio_high - self.ratio_low) / (2 * 1.96)
+
+    @property
     def busy(self) -> float | None:
         """Wall-clock over processor time where other programs took part of the core (from `BUSY` on), else None."""
         if self.threads != 1 or not self.cpu_ms or not self.wall_ms:

@@ -1,7 +1,7 @@
-"""Circumstances under which times are measured, each put back afterwards.
+"""Circumstances under which times are measured, each put back afterwards, but for freed memory.
 
 A core of its own (`os.sched_setaffinity`) is not among them: beside high priority it made things worse, since the
-scheduler may then not move the process to a free core (docs/measuring.md).
+scheduler may then not move the process to a free core (docs/measuring.md, "What makes the machine quieter").
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def keep_freed_memory() -> bool:
     """Let the C library keep what is freed for the next allocation, from now on; say whether it does (glibc only).
 
     Otherwise large activations are mapped anew in every run, or not, depending on what was allocated before: a page
-    fault for every 4 KiB. Eager mobilenet_v2 then took 15 ms or 22 ms, by chance, in the same process
-    (docs/latency-model.md).
+    fault for every 4 KiB. The same ratio of eager mobilenet_v2, measured twice, then differed by 14 %, and by 4 % with
+    memory kept (docs/latency-model.md, "What did not work").
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     try:
@@ -54,14 +54,29 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def _priority() -> Iterator[None]:
-    """Raise the calling thread's priority; nothing where that is not allowed, or where it is high already."""
-    before = None
+    """Raise the priority of all threads; nothing where that is not allowed, or where it is high already.
+
+    Linux keeps a priority for each thread, and a new thread has that of the one that started it: threads that a
+    runtime starts meanwhile go back to what the calling thread had.
+    """
+    before: dict[int, int] = {}
     with suppress(OSError, AttributeError):  # no right to, or no such call on this system
-        before = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, 0, min(before, PRIORITY))
+        callers = os.getpriority(os.PRIO_PROCESS, 0)
+        for thread in _threads():
+            with suppress(ProcessLookupError):  # it has ended
+                before[thread] = os.getpriority(os.PRIO_PROCESS, thread)
+                os.setpriority(os.PRIO_PROCESS, thread, min(before[thread], PRIORITY))
     try:
         yield
     finally:
-        if before is not None:
+        for thread in _threads() if before else ():
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, 0, before)
+                os.setpriority(os.PRIO_PROCESS, thread, before.get(thread, callers))
+
+
+def _threads() -> list[int]:
+    """Ids of the threads of this process; 0, the process, where the system shows none."""
+    try:
+        return [int(name) for name in os.listdir("/proc/self/task")]
+    except FileNotFoundError:
+        return [0]

@@ -84,13 +84,15 @@ def race(
     # a command, perhaps on another machine, warms up by itself
     tracks = {name: _Track(run, runs_before=0 if runtime.clock == "reported" else 1) for name, run in runs.items()}
     base = None if reference is None else tracks[reference]
+    progress = progress or NO_PROGRESS
+    active = list(tracks.values())
     with ExitStack() as stack:
         stack.enter_context(quiet())
-        most = MAX_WARMUP * warmup + max_rounds
-        task = stack.enter_context((progress or NO_PROGRESS).task("Measuring latency", most, "rounds"))
-        rounds_before, settled = _warm_up(list(tracks.values()), warmup, runtime.clock, task)
-        active = list(tracks.values())
+        with progress.task("Warming up", MAX_WARMUP * warmup, "rounds") as task:
+            rounds_before, settled = _warm_up(active, warmup, runtime.clock, task)
+            task.advance(MAX_WARMUP * warmup - rounds_before)
         max_rounds = max(max_rounds, round(least_ms / max(min(track.fastest for track in active), 1e-3)))
+        task = stack.enter_context(progress.task("Measuring latency", max_rounds, "rounds"))
         rounds, look = 0, min_rounds
         while active and rounds < max_rounds:
             _round(active, rounds, task)
@@ -98,7 +100,7 @@ def race(
             if rounds >= look:
                 look = max(rounds + 1, round(rounds * GROWTH))
                 active = _unsure(active, base, runtime.clock, accuracy)
-        task.advance(max(most - rounds_before - rounds, 0))
+        task.advance(max_rounds - rounds)
         if energy is not None:
             for track in tracks.values():
                 track.energy_mj = energy.millijoules(track.run)
@@ -118,7 +120,7 @@ def race(
         if latency.accuracy > NOISY * accuracy and (name != reference or len(result) == 1):
             raise TooNoisy(_too_noisy(name, latency, accuracy))
     for remark in result[reference or next(iter(result))].remarks:  # the others' are much the same
-        (progress or NO_PROGRESS).say(f"While measuring latency: {remark}.")
+        progress.say(f"While measuring latency: {remark}.")
     return result
 
 
@@ -215,9 +217,9 @@ def _latency(track: _Track, base: _Track | None, clock: str, /, **common: Any) -
 def _too_noisy(name: str, latency: Latency, accuracy: float) -> str:
     """What is wrong, how wrong, and what can be done."""
     what = "time" if latency.ratio is None or latency.reference == name else "ratio to the dense network"
-    advice = ["close other programs", "allow more rounds", f"ask for no better than ±{latency.accuracy:.1%}"]
-    if latency.clock == "wall" and latency.threads == 1:
-        advice.append("measure with the cpu clock, which does not count what other programs take")
+    advice = ["close other programs", f"ask for no better than ±{latency.accuracy:.1%}"]
+    if latency.clock == "wall" and latency.threads > 1:
+        advice.append("use one thread: its processor time does not count what other programs take")
     remarks = f" ({'; '.join(latency.remarks)})" if latency.remarks else ""
     return (
         f"The machine is too noisy: the {what} of {name!r} is known to ±{latency.accuracy:.1%} after {latency.repeats} "

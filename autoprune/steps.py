@@ -37,7 +37,8 @@ from autoprune.stopwatch import DENSE, Stopwatch
 
 STEPS = (2, 4, 8, 16, 32)
 CENTRES = (96, 160, 224, 288)
-"""Widths around which steps are judged: odd multiples of 32, far enough apart that no time counts for two of them."""
+"""Widths around which steps are judged: odd multiples of 32, so far apart that only the outermost times of step 32
+(at 128, 192 and 256) count for two of them."""
 
 FALSE_ALARM = 0.05
 WORTH = 0.02

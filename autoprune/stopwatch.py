@@ -165,5 +165,5 @@ def precision_of(runtime: Runtime, model: nn.Module) -> str:
     """In which the runtime computes; where it takes the weights as they are, theirs."""
     if runtime.precision != "model":
         return runtime.precision
-    dtype = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     return _DTYPES.get(dtype, str(dtype).removeprefix("torch."))

@@ -142,12 +142,9 @@ def measure(
             seconds = (time.perf_counter() - start) / len(part)
             for i, (kind, candidate) in enumerate(part):
                 it = latencies[str(i)]
-                assert it.ratio is not None
-                assert it.ratio_low is not None
-                assert it.ratio_high is not None
                 line: dict[str, Any] = {
                     "network": name, "runtime": runtime, "kind": kind, "candidate": candidate,
-                    "ratio": it.ratio, "se": (it.ratio_high - it.ratio_low) / (2 * 1.96),
+                    "ratio": it.ratio, "se": it.ratio_se,
                     "dense_ms": latencies["dense"].ms, "seconds": seconds, "ms": it.samples_ms,
                 }  # fmt: skip
                 write(path, line)

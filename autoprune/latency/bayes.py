@@ -83,7 +83,7 @@ class Posterior:
         weights: w, v and u, [2 K + 1].
         common, alone, known: [2 K + 1, 1 + A], [2 K + 1], [2 K + 1, N]: the covariance of the weights is
             common common^T + diag(alone^2) - known known^T.
-        sigma, kinds, own, bend: as chosen.
+        sigma: as chosen.
         left_out, left_out_sd: of each sample, predicted from the others, [N].
         evidence: log marginal likelihood, up to a constant.
     """
@@ -94,9 +94,6 @@ class Posterior:
     alone: FloatArray
     known: FloatArray
     sigma: float
-    kinds: float
-    own: float
-    bend: float
     left_out: FloatArray
     left_out_sd: FloatArray
     evidence: float
@@ -108,12 +105,6 @@ class Posterior:
         variance = ((x @ self.common) ** 2).sum(1) + (x**2) @ self.alone**2 - ((x @ self.known) ** 2).sum(1)
         noise = np.where(x.any(1), self.sigma * ratio, 0.0)
         return ratio, np.sqrt(np.maximum(variance, 0) + noise**2)
-
-    def times(self, shares: FloatArray) -> FloatArray:
-        """Time of each feature in units of the dense network, [n, K]."""
-        w, v = np.split(self.weights[:-1], 2)
-        times: FloatArray = shares * (w + v * (shares - 1) + self.weights[-1] * self.guess * (shares < 1))
-        return times
 
 
 def basis(shares: FloatArray, guess: FloatArray) -> FloatArray:
@@ -155,7 +146,7 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
     sigma, kinds, own, bend = map(float, setting)
     factor = np.linalg.cholesky(covariance(setting))
     shared, alone = prior.common(kinds), prior.alone(own, bend)
-    cross = shared @ (x @ shared).T + alone[:, None] ** 2 * x.T  # [2 K, N]
+    cross = shared @ (x @ shared).T + alone[:, None] ** 2 * x.T  # [2 K + 1, N]
     solved = cho_solve((factor, True), residual)
     inverse = cho_solve((factor, True), np.eye(len(ratios)))
     return Posterior(
@@ -165,9 +156,6 @@ def fit(shares: FloatArray, ratios: FloatArray, errors: FloatArray, prior: Prior
         alone=alone,
         known=solve_triangular(factor, cross.T, lower=True).T,
         sigma=sigma,
-        kinds=kinds,
-        own=own,
-        bend=bend,
         left_out=ratios - solved / np.diag(inverse),
         left_out_sd=1 / np.sqrt(np.diag(inverse)),
         evidence=evidence(setting),

@@ -42,7 +42,6 @@ class Features:
 
     Attributes:
         amounts: guess of the time of each kind of op in each role [A, K], in shares of all of it: sums to 1.
-        modules: module path -> guess of the time of its ops, by feature [K]; sums to that of `amounts`.
     """
 
     def __init__(self, space: SearchSpace, *, step: int = 1, layers: Mapping[str, float] | None = None) -> None:
@@ -62,13 +61,9 @@ class Features:
         self._rows = np.array([[*key, *[one] * (width - len(key))] for key in found], np.int64).reshape(-1, width)
         entries = _scaled(entries, layers or {})
         names = list(dict.fromkeys(name for name, *_ in entries))
-        self.names = tuple(names)
         self.amounts = np.zeros((len(names), len(found)))
-        modules: dict[str, FloatArray] = defaultdict(lambda: np.zeros(len(found)))
-        for name, module, feature, guess in entries:
+        for name, _, feature, guess in entries:
             self.amounts[names.index(name), feature] += guess
-            modules[module][feature] += guess
-        self.modules = dict(modules)
         self._dense: FloatArray = self._products(space.units([space.dense]))  # [K, 1]
 
     def __call__(self, units: IntArray) -> FloatArray:

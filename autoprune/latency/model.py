@@ -1,7 +1,7 @@
-"""Predict a cost of subnets that can only be measured: latency, or energy, of one network on one runtime.
+"""Predict the latency of subnets of one network on one runtime.
 
-Learns from whole subnets that were measured, and goes on learning. Unit-neutral: `ms` stands for whatever was
-measured, `unit` says what. All samples are ratios to the dense network: give paired ones where you can.
+Learns from whole subnets that were measured, and goes on learning. All samples count as ratios to the dense network:
+give paired ones where you can.
 
 Shape letters: n candidates, G groups.
 """
@@ -66,7 +66,7 @@ class Error:
 
 
 class LatencyModel:
-    """Predicted cost of the subnets of one network on one runtime at one batch size.
+    """Predicted latency of the subnets of one network on one runtime at one batch size.
 
     Args:
         layers: what each module of the dense network takes, by path, in any unit, where a runtime tells.
@@ -75,7 +75,6 @@ class LatencyModel:
         dense_ms: of the dense network; predictions there are exactly this.
         samples: everything learnt from, in order.
         runtime: what was measured, for people, as `Runtime.describe` says it.
-        quantity, unit: what is predicted.
         batch: size of the batch that is timed.
         fingerprint: of the device; predictions hold only there.
     """
@@ -89,12 +88,10 @@ class LatencyModel:
         batch: int | None = None,
         layers: Mapping[str, float] | None = None,
         runtime: str = "",
-        quantity: str = "latency",
-        unit: str = "ms",
     ) -> None:
-        self.runtime, self.quantity, self.unit = runtime, quantity, unit
+        self.runtime = runtime
         self.fingerprint = device_fingerprint()
-        self.dense_ms = _positive(f"{quantity} of the dense network", dense_ms)
+        self.dense_ms = _positive("latency of the dense network", dense_ms)
         self.batch = batch_size(space.example_inputs) if batch is None else batch
         self._space_fingerprint, self._dense, self._num_levels = space.fingerprint, space.dense, space.num_levels
         self._units, self._dense_units = space.units, space.units([space.dense])
@@ -115,6 +112,7 @@ class LatencyModel:
         *,
         subnets: int = 28,
         seed: int = 0,
+        accuracy: float | None = None,
         profile: DeviceProfile | None = None,
         progress: Progress = NO_PROGRESS,
     ) -> LatencyModel:
@@ -122,10 +120,14 @@ class LatencyModel:
 
         What the profile of the device holds of this network is not measured again, and what is measured is kept there.
 
+        Args:
+            accuracy: of each ratio to the dense network; None for that of the stopwatch.
+
         Raises:
-            UserError: the runtime cannot run one, or the device is too noisy.
+            UserError: the runtime cannot run one.
+            TooNoisy: the device is too noisy for the accuracy.
         """
-        dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, profile, progress)
+        dense_ms, samples = measure_samples(space, stopwatch, subnets, seed, accuracy, profile, progress)
         layers, runtime = stopwatch.layers(), stopwatch.runtime.describe()
         return cls(space, dense_ms, samples, batch=stopwatch.batch, layers=layers, runtime=runtime)
 
@@ -161,14 +163,6 @@ class LatencyModel:
 
         return upper
 
-    def contributions(self, units: IntArray) -> dict[str, FloatArray]:
-        """Predicted ms by path of the module that runs the ops [n]; what does not vary is under "", all add up."""
-        times = self._posterior.times(self._features(units))
-        guess = self._prior.guess
-        parts = {path: self.dense_ms * (times @ (share / guess)) for path, share in self._features.modules.items()}
-        parts[""] = self.predict(units)[0] - sum(parts.values(), np.zeros(len(units))) + parts.get("", 0.0)
-        return parts
-
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def learn(self, candidate: Candidate, ms: float, se: float = 0.0) -> None:
@@ -185,7 +179,7 @@ class LatencyModel:
         self._fit()
 
     def _check(self, sample: Sample) -> None:
-        _positive(self.quantity, sample.ms)
+        _positive("latency", sample.ms)
         if not (math.isfinite(sample.se) and sample.se >= 0):
             raise UserError(f"A standard error is a number of at least 0, but got {sample.se!r}.")
         levels = np.array(sample.candidate)
@@ -217,8 +211,6 @@ class LatencyModel:
         """Write as JSON, whole or not at all."""
         content = {
             "format": FORMAT,
-            "quantity": self.quantity,
-            "unit": self.unit,
             "runtime": self.runtime,
             "device": device_info(),
             "fingerprint": self.fingerprint,
@@ -250,7 +242,7 @@ class LatencyModel:
                     "Measure again on this one."
                 )
             samples = tuple(Sample(tuple(s["candidate"]), s["ms"], s["se"]) for s in content["samples"])
-            further = {name: content[name] for name in ("batch", "layers", "runtime", "quantity", "unit")}
+            further = {name: content[name] for name in ("batch", "layers", "runtime")}
             return cls(space, content["dense_ms"], samples, **further)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             if isinstance(error, UserError):

@@ -35,6 +35,7 @@ def measure_samples(
     stopwatch: Stopwatch,
     subnets: int,
     seed: int,
+    accuracy: float | None,
     profile: DeviceProfile | None,
     progress: Progress,
 ) -> tuple[float, tuple[Sample, ...]]:
@@ -47,19 +48,19 @@ def measure_samples(
     known = {} if entry is None else _kept(space, stopwatch, entry, progress)
     candidates = [c for c in informative(space, subnets, seed) if c not in known]
     parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
-    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, progress)]
+    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, accuracy, progress)]
     dense = stopwatch.dense
     measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
     if entry is not None and profile is not None:
         kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-        entry.keep(_key(space), stopwatch.batch, dense, kept)
+        entry.keep(profile_key(space), stopwatch.batch, dense, kept)
         profile.save()
     return dense.value, (*known.values(), *measured)
 
 
 def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
     """Samples of the profile at today's speed; none where that is another one, which is said."""
-    key = _key(space), stopwatch.batch
+    key = profile_key(space), stopwatch.batch
     network = entry.network(*key)
     if network is None:
         return {}
@@ -72,21 +73,23 @@ def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Prog
     return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
 
 
-def _key(space: SearchSpace) -> str:
+def profile_key(space: SearchSpace) -> str:
     """The network to a device profile: the same layers on images of another size are another one."""
     shapes = ("x".join(map(str, tensor.shape[1:])) for tensor in tensors(space.example_inputs))
     return "-".join([space.fingerprint, *shapes])
 
 
 def _race(
-    space: SearchSpace, stopwatch: Stopwatch, candidates: Sequence[Candidate], progress: Progress
+    space: SearchSpace,
+    stopwatch: Stopwatch,
+    candidates: Sequence[Candidate],
+    accuracy: float | None,
+    progress: Progress,
 ) -> Iterator[tuple[Candidate, float, float]]:
     """Ratios of a few subnets to the dense network, with their standard errors."""
     models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
-    latencies = stopwatch.measure(models, progress=progress)
+    latencies = stopwatch.measure(models, accuracy=accuracy, progress=progress)
     for i, candidate in enumerate(candidates):
         latency = latencies[str(i)]
         assert latency.ratio is not None
-        assert latency.ratio_low is not None
-        assert latency.ratio_high is not None
-        yield candidate, latency.ratio, (latency.ratio_high - latency.ratio_low) / (2 * 1.96)
+        yield candidate, latency.ratio, latency.ratio_se

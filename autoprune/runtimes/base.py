@@ -67,7 +67,7 @@ class Runtime(ABC):
     Attributes:
         name: as in ``latency@onnxruntime=8ms``.
         threads: that work on one run.
-        precision: in which it computes: ``fp32``, ``bf16``, ``fp16``, ``int8``.
+        precision: in which it computes: ``fp32``, ``bf16``, ``fp16``, or ``model``, that of the weights.
         clock: what times mean: ``cpu`` (processor time, where one thread works), ``wall``, ``cuda events``, or
             ``reported`` (by a command).
     """
@@ -106,7 +106,7 @@ class Runtime(ABC):
         """
 
     def describe(self) -> str:
-        """``onnxruntime 1.31.1 fp32, 1 thread``."""
+        """``onnxruntime 1.31.1 model, 1 thread, provider CPU``."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         settings = "".join(f", {name} {value}" for name, value in self.settings.items())
         return f"{self.name} {self.version} {self.precision}, {threads}{settings}"

@@ -6,12 +6,15 @@ import math
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
+from weakref import finalize
 
 from torch import nn
 
@@ -79,7 +82,9 @@ class _CommandSession(Session):
         self._files += 1
         path = Path(self._folder.name) / f"network-{self._files}.onnx"
         path.write_bytes(graph)
-        return CommandRunnable(self._runtime, path)
+        runnable = CommandRunnable(self._runtime, path)
+        finalize(runnable, path.unlink, missing_ok=True)
+        return runnable
 
     def close(self) -> None:
         self._folder.cleanup()
@@ -95,16 +100,7 @@ class CommandRunnable:
     def __call__(self) -> Times:
         runtime = self._runtime
         try:
-            done = subprocess.run(
-                self._words,
-                env={**os.environ, "AUTOPRUNE_THREADS": str(runtime.threads)},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=runtime.timeout_s,
-                check=False,
-            )
+            done = _run(self._words, {**os.environ, "AUTOPRUNE_THREADS": str(runtime.threads)}, runtime.timeout_s)
         except subprocess.TimeoutExpired:
             raise UserError(f"{self._said} took longer than {runtime.timeout_s:g} s and was stopped.") from None
         except OSError as error:
@@ -129,6 +125,27 @@ class CommandRunnable:
         return f"The command {shlex.join(self._words)!r}"
 
 
+def _run(words: list[str], env: Mapping[str, str], timeout_s: float) -> subprocess.CompletedProcess[str]:
+    """Run a command; where it takes too long or is interrupted, stop it and all that it started."""
+    with subprocess.Popen(
+        words,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(words, process.returncode, stdout, stderr)
+
+
 def read_times(output: str) -> list[float]:
     """The numbers on the last lines that hold positive finite numbers only; [] where the last line holds others."""
     times: list[float] = []
@@ -138,7 +155,7 @@ def read_times(output: str) -> list[float]:
         except ValueError:
             break
         if not all(math.isfinite(number) and number > 0 for number in numbers):
-            return []
+            break
         times += reversed(numbers)
     return times[::-1]
 

@@ -14,7 +14,7 @@ from autoprune.runtimes.torch_network import TorchRunnable, TorchRuntime
 from autoprune.search_spaces.errors import UserError
 
 _MANY = 100_000
-_NO_COMPILER = ("InvalidCxxCompiler", "C++ compiler", "gcc", "triton")
+_NO_COMPILER = ("InvalidCxxCompiler", "C++ compiler", "gcc")
 
 
 class CompileRuntime(TorchRuntime):

@@ -62,7 +62,7 @@ class EagerRunnable(TorchRunnable):
     def layers(self) -> dict[str, float] | None:
         """Time that each module spent outside its submodules; work of functions is their caller's.
 
-        A module that runs several times counts with the sum. The times add up to those of one run with hooks.
+        A module that runs several times counts with the sum. The times add up to about that of one run with hooks.
         """
         runs = [self._run_with_hooks() for _ in range(LAYER_RUNS + 1)][1:]
         return {path: median(run.get(path, 0.0) for run in runs) for path in runs[0]}

@@ -30,7 +30,7 @@ from autoprune.export_graph import (
     free_batch,
     largest_output,
     max_difference,
-    quiet,
+    silent,
     with_batch,
 )
 from autoprune.running import evaluation_mode
@@ -106,7 +106,7 @@ class OnnxTemplate:
     def _export(self, model: nn.Module) -> torch.onnx.ONNXProgram:
         self.exports += 1
         model = _on_cpu(model)
-        with evaluation_mode(model), torch.no_grad(), quiet():
+        with evaluation_mode(model), torch.no_grad(), silent():
             if self._free:
                 batch = batch_size(self._inputs)
                 example = with_batch(self._inputs, batch, max(batch, 2))  # a batch of 1 would be taken for a constant
@@ -169,7 +169,7 @@ def _program(model: nn.Module, inputs: Inputs, dynamic_shapes: Any) -> torch.onn
 
 
 def _optimised(program: torch.onnx.ONNXProgram) -> bytes:
-    with quiet():
+    with silent():
         program.optimize()
         graph: bytes = program.model_proto.SerializeToString()
     return graph

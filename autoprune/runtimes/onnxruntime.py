@@ -96,6 +96,8 @@ class OnnxCall:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        # idle threads of one session would go on waiting actively while the next one is timed
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 4  # what goes wrong comes as an exception
         if profile:
             options.enable_profiling, options.profile_file_prefix = True, str(profile)

@@ -52,7 +52,7 @@ class TorchRuntime(Runtime):
 
     @property
     def settings(self) -> Mapping[str, str]:
-        return {"layout": self.layout}
+        return {"layout": self.layout, **({"tf32": tf32()} if self.on_cuda else {})}
 
     @property
     def device(self) -> str | None:
@@ -95,7 +95,7 @@ class TorchRunnable:
             return self._timer(self.run)
 
     def run(self) -> Any:
-        """Run once, inside `circumstances`, and return the outputs."""
+        """Run once, inside `_circumstances`, and return the outputs."""
         args, kwargs = self.inputs
         return self.function(*args, **kwargs)
 
@@ -125,6 +125,18 @@ class TorchRunnable:
                 torch.set_num_threads(before)
             for module in training:
                 module.training = True
+
+
+def tf32() -> str:
+    """What PyTorch may compute in TF32 (10 bits of mantissa) on CUDA where tensors are fp32: ``convolutions`` is its
+    default.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    if hasattr(cudnn, "conv"):  # PyTorch 2.9; it refuses to read the older settings where the newer ones were written
+        allowed = {"convolutions": cudnn.conv.fp32_precision == "tf32", "matmul": matmul.fp32_precision == "tf32"}
+    else:
+        allowed = {"convolutions": cudnn.allow_tf32, "matmul": matmul.allow_tf32}
+    return " and ".join(name for name, yes in allowed.items() if yes) or "off"
 
 
 def _fits(tensor: Tensor, device: torch.device, dtype: torch.dtype | None, layout: torch.memory_format) -> bool:

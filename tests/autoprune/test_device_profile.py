@@ -65,7 +65,8 @@ def test_two_processes_lose_nothing(tmp_path: Path) -> None:
     read = profile(path).entry(runtime)
     network = read.network("space", 1)
     assert network is not None
-    assert set(network.samples.values()) == {A, B}
+    assert network.dense == Estimate(8.2, 8.0, 8.4), "that of the last to store"
+    assert network.samples == {B.candidate: B, A.candidate: A.scaled(8.2 / 8.0)}
     assert read.network("another", 1) is not None
     assert read.steps == {"a": 1, "b": 2}
     assert profile(path).entry(other).steps == {"mm": 4}
@@ -162,7 +163,7 @@ def test_a_folder_is_no_profile(tmp_path: Path) -> None:
         DeviceProfile(tmp_path)
 
 
-def test_samples_are_dated_by_the_first(tmp_path: Path) -> None:
+def test_samples_are_dated_by_the_first_and_kept_at_its_speed(tmp_path: Path) -> None:
     days = count(1)
     kept = DeviceProfile(tmp_path / "p.json", clock=lambda: f"2026-05-{next(days):02d}T12:00:00+00:00")
     entry = kept.entry(ScriptedRuntime())
@@ -171,3 +172,7 @@ def test_samples_are_dated_by_the_first(tmp_path: Path) -> None:
     network = entry.network("space", 1)
     assert network is not None
     assert (network.measured[:10], network.dense) == ("2026-05-01", DENSE)
+    assert network.samples[A.candidate] == A
+    kept_b = network.samples[B.candidate]
+    assert kept_b.ms / DENSE.value == pytest.approx(B.ms / SLOWER.value)
+    assert kept_b.se / DENSE.value == pytest.approx(B.se / SLOWER.value)

@@ -198,18 +198,18 @@ def test_predictions_are_vectorised() -> None:
 
 
 def test_shares_are_those_of_the_real_subnet() -> None:
-    """What ops read and write, counted by hand for one convolution of the network."""
+    """What ops compute, read and write, counted by hand: only the first stage is cut, to two widths."""
     space = resnet()
     features = Features(space)
-    candidate = space.candidate(0.5)
+    candidate = space.candidate({"conv1": 0.5, "layer1.0.conv1": 0.75})
     found = features(space.units([candidate]))[0]
     assert features(space.units([space.dense]))[0] == pytest.approx(np.ones(len(found)))
-    macs = np.flatnonzero(features.modules["layer1.0.conv1"])
     subnet = space.materialise(candidate, share=True)
     conv = subnet.get_submodule("layer1.0.conv1")
     assert isinstance(conv, nn.Conv2d)
+    assert conv.in_channels != conv.out_channels
     expected = {conv.in_channels / 64, conv.out_channels / 64, conv.in_channels * conv.out_channels / 64**2}
-    assert set(found[macs]) == expected
+    assert set(found) == {1.0, *expected}
 
 
 def test_times_of_layers_make_a_better_guess() -> None:
@@ -222,25 +222,6 @@ def test_times_of_layers_make_a_better_guess() -> None:
     assert blind.predict(half)[0][0] > 9
     assert 6.5 < knowing.predict(half)[0][0] < 8.5
     assert sum(knowing._prior.guess) == pytest.approx(1)
-
-
-def test_contributions_add_up() -> None:
-    space = resnet()
-    model = learnt(additive)
-    units = space.units([space.dense, space.candidate(0.5)])
-    parts = model.contributions(units)
-    assert sum(parts.values()) == pytest.approx(model.predict(units)[0])
-    assert {"layer1.0.conv1", "layer4.1.conv2"} <= set(parts)
-
-
-def test_contributions_show_where_a_cut_saves() -> None:
-    """Cutting one group changes the time of layers on its two sides, and of no other."""
-    space = resnet()
-    model = learnt(additive)
-    name = "layer3.0.conv1"
-    parts = model.contributions(space.units([space.dense, space.candidate({name: 0.5})]))
-    changed = {path for path, ms in parts.items() if not np.isclose(ms[0], ms[1], rtol=1e-9)}
-    assert {name, "layer3.0.conv2"} <= changed <= {name, "layer3.0.conv2", "layer3.0.bn1", "layer3.0.relu", "layer3.0"}
 
 
 def test_projection_keeps_the_predicted_upper_end() -> None:
@@ -272,9 +253,7 @@ class FakeStopwatch:
         for name, model in models.items():
             candidate = by_params[sum(p.numel() for p in model.parameters())]
             ratio = float((self.law(self.space, [candidate]) / self.law(self.space, [self.space.dense]))[0])
-            found[name] = SimpleNamespace(
-                ms=1.1 * ratio * self.dense_ms, ratio=ratio, ratio_low=0.99 * ratio, ratio_high=1.01 * ratio
-            )
+            found[name] = SimpleNamespace(ms=1.1 * ratio * self.dense_ms, ratio=ratio, ratio_se=0.01 * ratio / 1.96)
         return found
 
 

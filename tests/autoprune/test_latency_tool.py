@@ -22,7 +22,8 @@ from autoprune.latency_profile import LatencyProfile
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency
 from autoprune.latency_words import best_cuts, notes
-from autoprune.measure import Stopwatch
+from autoprune.measure import Stopwatch, TooNoisy
+from autoprune.progress import NO_PROGRESS
 from autoprune.runtimes import Runnable, Runtime, Session, Times
 from autoprune.search_spaces import UserError, trace
 from tests.autoprune.test_report import EVIL
@@ -156,6 +157,14 @@ def test_a_device_profile_remembers_what_was_measured(tmp_path: Path) -> None:
     assert (first.loaded, again.loaded) == (1 + 6, 1), "the dense network alone"
 
 
+def test_a_device_profile_knows_images_of_other_sizes_apart(tmp_path: Path) -> None:
+    path = tmp_path / "device.json"
+    profile(device_profile=path)
+    other = KnownRuntime()
+    profile_latency(net(), torch.zeros(2, 3, 8, 8), runtime=other, device_profile=path)
+    assert other.loaded == 1 + 6
+
+
 def test_a_device_profile_of_a_slower_machine_is_not_used(tmp_path: Path) -> None:
     path = tmp_path / "device.json"
     profile(device_profile=path)
@@ -204,22 +213,76 @@ def test_cuts_that_make_the_network_slower_are_said(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_disturbed_block_is_measured_again_before_the_machine_is_called_noisy() -> None:
-    """The second of the two measurements is content with intervals four times as wide."""
+    """The second of the two measurements is content with intervals four times as wide: of a cut, and of the subnets
+    that a model learns from.
+    """
     space = trace(net(), IMAGE)
-    block = [space.candidate({"0": 0.5})]
     asked: list[float | None] = []
 
     class Disturbed(Stopwatch):
         def measure(self, models: Mapping[str, nn.Module], *, accuracy: float | None = None, **rest: Any) -> Any:
             asked.append(accuracy)
-            if len(asked) == 1:
-                raise UserError("The machine is too noisy.")
+            if accuracy == 0.01:
+                raise TooNoisy("The machine is too noisy.")
             return super().measure(models, accuracy=accuracy, **rest)
 
     with Disturbed(KnownRuntime(), space.model, IMAGE) as stopwatch:
-        latencies = latency_savings._timed(space, stopwatch, block, 0.01)
-    assert asked == [None, 0.04]
-    assert latencies["0: 32 of 64"].ratio == pytest.approx(1 - 0.64 / DENSE_MS)
+        dense = stopwatch.measure({})["dense"]
+        common: dict[str, Any] = {"dense": dense, "accuracy": 0.01, "profile": None, "progress": NO_PROGRESS}
+        savings, _ = latency_savings.find_savings(space, stopwatch, [0.5], seconds=60, **common)
+        assert asked == [None, 0.01, 0.04]
+        cut = savings[0].deepest
+        assert cut is not None
+        assert cut.saved_ms == pytest.approx(0.64)
+        asked.clear()
+        latency_savings.find_savings(space, stopwatch, [0.5], seconds=0, **common)
+    assert asked[:2] == [0.01, 0.04]
+
+
+def test_what_is_no_noise_is_not_measured_again() -> None:
+    """A network that the runtime cannot load is no better at another accuracy."""
+
+    class Broken(KnownSession):
+        def load(self, model: nn.Module) -> Runnable:
+            if self.runtime.loaded:
+                self.runtime.loaded += 1
+                raise UserError("This network cannot be loaded.")
+            return super().load(model)
+
+    runtime = KnownRuntime()
+    runtime.open = lambda dense, inputs: Broken(runtime)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="cannot be loaded"):
+        profile(runtime, cuts=(0.5,))
+    assert runtime.loaded == 1 + 1
+
+
+@pytest.mark.parametrize("clock", ["reported", "cuda events", "cpu"])
+def test_the_energy_of_this_processor_is_not_taken_for_that_of_a_device(
+    clock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Meter:
+        def millijoules(self, run: Runnable) -> float:
+            return 7.0
+
+    monkeypatch.setattr("autoprune.latency_tool.EnergyMeter", Meter)
+    runtime = KnownRuntime()
+    runtime.clock = clock
+    found = profile(runtime, cuts=(0.5,))
+    here = clock == "cpu"
+    assert found.dense.energy_mj == (7.0 if here else None)
+    assert found.no_energy == ("" if here else "Energy is only measured on the processor of this machine.")
+
+
+def test_steps_are_not_measured_where_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` is then 8, as in a search."""
+    monkeypatch.setattr("autoprune.align.find_steps", lambda *_, **__: {"conv": 2})
+    monkeypatch.setattr(KnownRuntime, "name", "compile")
+    assert profile(align="auto", seconds=0).align == 8
+    monkeypatch.undo()
+    monkeypatch.setattr("autoprune.align.find_steps", lambda *_, **__: {"conv": 2})
+    assert profile(align="auto", seconds=0).align == 2
+    narrow = nn.Sequential(nn.Conv2d(3, 32, 1), nn.Conv2d(32, 10, 1)).eval()
+    assert profile_latency(narrow, IMAGE, runtime=KnownRuntime(), align="auto").align == 8
 
 
 class Untraceable(nn.Module):

@@ -42,6 +42,10 @@ def test_networks_take_turns_with_the_dense_one_and_leave_when_they_are_known() 
     assert result["a"].repeats == 10, "a is known after the least number of rounds"
     assert set(order[runs:]) == {"d", "b"}
     assert (result["a"].ratio, result["a"].ms, result["dense"].ratio) == (0.5, 2.0, 1.0)
+    noisy_one = result["b"]
+    assert noisy_one.ratio_low is not None
+    assert noisy_one.ratio_high is not None
+    assert noisy_one.ratio_low + 2 * 1.96 * noisy_one.ratio_se == pytest.approx(noisy_one.ratio_high)
     assert result["a"].reference == "dense"
     assert runtime.closed == 1
 
@@ -105,7 +109,8 @@ def test_a_noisy_machine_is_refused_for_what_is_asked_and_no_more() -> None:
         return Scripted(lambda run: (ms * times[run], ms))
 
     def stopwatch(accuracy: float, clock: str = "wall") -> Stopwatch:
-        return Stopwatch(ScriptedRuntime(clock), wall(4.0, 1), None, accuracy=accuracy, max_rounds=50, least_ms=0)
+        runtime = ScriptedRuntime(clock, threads=2 if clock == "wall" else 1)
+        return Stopwatch(runtime, wall(4.0, 1), None, accuracy=accuracy, max_rounds=50, least_ms=0)
 
     def model() -> Scripted:
         return wall(2.0, 2)
@@ -115,7 +120,7 @@ def test_a_noisy_machine_is_refused_for_what_is_asked_and_no_more() -> None:
         pytest.raises(UserError, match=r"too noisy: the ratio .* 'a' is known to ±\d+\.\d% after 50 rounds, ±1\.0%"),
     ):
         strict.measure({"a": model()})
-    with stopwatch(0.01) as strict, pytest.raises(UserError, match=r"spread \d\d%.*measure with the cpu clock"):
+    with stopwatch(0.01) as strict, pytest.raises(UserError, match=r"spread \d\d%.*use one thread"):
         strict.measure({"a": model()})
     with stopwatch(0.4) as lenient:
         assert lenient.measure({"a": model()})["a"].accuracy <= 0.4

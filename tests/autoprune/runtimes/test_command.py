@@ -6,8 +6,11 @@ import json
 import re
 import shlex
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import nn
@@ -45,6 +48,7 @@ def net() -> nn.Module:
         ("nan\n", []),
         ("1\n-2\n", []),
         ("0\n", []),
+        ("0\n5.1\n", [5.1]),
     ],
 )
 def test_last_lines_of_numbers_count(output: str, times: list[float]) -> None:
@@ -65,6 +69,9 @@ def test_command_gets_file_threads_and_no_shell(net: nn.Module, tmp_path: Path) 
         path: Path = runnable.path  # type: ignore[attr-defined]
         graph = onnx.load(path).graph
         assert seen.read_text() == f"3|$HOME > x||{path.stat().st_size}\n"
+        other: Path = session.load(net).path  # type: ignore[attr-defined]
+        assert not other.exists(), "nobody can run it any more"
+        assert path.exists()
     assert [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim] == [2, 3, 32, 32]
     assert not path.exists()
 
@@ -96,6 +103,41 @@ def test_failures_say_what_happened(opened: Session, net: nn.Module, tmp_path: P
     opened._runtime = CommandRuntime(script(tmp_path, body), timeout_s=0.5)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=message):
         opened.load(net)()
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_what_a_command_started_ends_with_it(
+    opened: Session, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException] | None
+) -> None:
+    """After a timeout, and after control-C, which other sessions of the terminal do not get."""
+    seen = tmp_path / "pid"
+    command = script(tmp_path, f"sleep 20 & echo $! > '{seen}.part'; mv '{seen}.part' '{seen}'; wait")
+    communicate = subprocess.Popen.communicate
+
+    def interrupted(process: subprocess.Popen[str], **settings: Any) -> Any:
+        while error is not None and not seen.exists():
+            time.sleep(0.01)
+        if error is not None:
+            raise error
+        return communicate(process, **settings)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    opened._runtime = CommandRuntime(command, timeout_s=1.0)  # type: ignore[attr-defined]
+    with pytest.raises(error or UserError):
+        opened.load(net)()
+    assert not is_running(int(seen.read_text()))
+
+
+def is_running(pid: int) -> bool:
+    """Within 5 s: a process that was killed ends soon, but not at once; as a zombie it has ended."""
+    for _ in range(500):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return False
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def test_commands_that_cannot_be_run_are_refused_at_once() -> None:

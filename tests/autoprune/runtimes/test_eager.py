@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from autoprune.runtimes import clock as clocks
 from autoprune.runtimes import make_runtime
+from autoprune.runtimes.eager import EagerRuntime
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.runtimes.nets import image, small_net, subnets
 
@@ -37,6 +39,29 @@ class Recorder(nn.Module):
         )
         y: Tensor = self.conv(x)
         return y * scale
+
+
+@pytest.fixture
+def tf32_switches() -> Iterator[tuple[Any, Any]]:
+    """What allows TF32 in convolutions and in matrix products, put back afterwards."""
+    switches: tuple[Any, Any] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    yield switches
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def test_settings_on_cuda_say_what_computes_in_tf32(tf32_switches: tuple[Any, Any]) -> None:
+    """It changes times and outputs of fp32, so it belongs to what a latency is of."""
+    runtime = EagerRuntime()
+    assert "tf32" not in runtime.settings
+    runtime.torch_device = torch.device("cuda")
+    said = []
+    for allowed in ((True, False), (True, True), (False, True), (False, False)):
+        for switch, value in zip(tf32_switches, allowed, strict=True):
+            switch.allow_tf32 = value
+        said.append(runtime.settings["tf32"])
+    assert said == ["convolutions", "convolutions and matmul", "matmul", "off"]
 
 
 def test_circumstances_are_the_stated_ones_and_put_back() -> None:
