@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from autoprune.config import SearchConfig
-from autoprune.device_profile import DeviceProfile
+from autoprune.measure.device_profile import DeviceProfile
 from autoprune.progress import Progress
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces import Budget, SearchSpace

@@ -16,13 +16,13 @@ from typing import Any
 from torch import nn
 
 from autoprune.card import card
-from autoprune.device import device_info
 from autoprune.evaluate import EvaluationFailed, Evaluator
 from autoprune.export import export_folder, export_onnx, export_program
 from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
+from autoprune.measure.device import device_info
 from autoprune.progress import Progress
 from autoprune.proxy_report import read_report
 from autoprune.report import write_report

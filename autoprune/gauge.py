@@ -14,11 +14,11 @@ import numpy as np
 from torch import nn
 
 from autoprune.agents.base import Reading
-from autoprune.energy import EnergyMeter
 from autoprune.export_graph import Inputs
 from autoprune.front import Measured
 from autoprune.latency import LatencyModel
 from autoprune.measure import Latency, Stopwatch
+from autoprune.measure.energy import EnergyMeter
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces import Candidate, CostModel, UserError
 from autoprune.search_spaces.quantities import WORST

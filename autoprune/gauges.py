@@ -15,13 +15,13 @@ from torch import nn
 
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
-from autoprune.device_profile import DeviceProfile
 from autoprune.export_graph import with_batch
 from autoprune.files import read_json, write_json
 from autoprune.front import Measured
 from autoprune.gauge import Gauge, cost_model, held, measured_cost
 from autoprune.latency import LatencyModel
 from autoprune.measure import Latency, batch_size
+from autoprune.measure.device_profile import DeviceProfile
 from autoprune.progress import Progress
 from autoprune.runtimes import RUNTIMES, make_runtime
 from autoprune.search_spaces import Budget, Candidate, SearchSpace, UserError, parse_cost

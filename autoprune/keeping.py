@@ -17,7 +17,7 @@ import numpy as np
 from autoprune.agents.base import Reading
 from autoprune.agents.moves import ascend, descend
 from autoprune.agents.table import Table
-from autoprune.race import TooNoisy
+from autoprune.measure.race import TooNoisy
 from autoprune.search_spaces import Budget, Candidate, Limit, SearchSpace, UserError, parse_cost
 from autoprune.search_spaces.projection import check_budget, is_feasible
 

@@ -13,11 +13,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency import LatencyModel
 from autoprune.latency.samples import profile_key
 from autoprune.latency_profile import Cut, Saving
 from autoprune.measure import Latency, Stopwatch, TooNoisy
+from autoprune.measure.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.progress import Progress
 from autoprune.search_spaces import Candidate, SearchSpace
 

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from autoprune.align import DEFAULT, worthwhile_steps
-from autoprune.device_profile import DeviceProfile
-from autoprune.energy import EnergyMeter
 from autoprune.export_graph import as_inputs
 from autoprune.latency_profile import LatencyProfile, Saving, describe_inputs, layers_of
 from autoprune.latency_savings import find_savings
 from autoprune.measure import Stopwatch
+from autoprune.measure.device_profile import DeviceProfile
+from autoprune.measure.energy import EnergyMeter
+from autoprune.measure.stopwatch import precision_of
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.running import evaluation_mode
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces import SearchSpace, UserError, trace
 from autoprune.search_spaces.tracer import tensors
-from autoprune.stopwatch import precision_of
 
 CUTS = (0.1, 0.25, 0.5)
 

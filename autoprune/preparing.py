@@ -13,8 +13,8 @@ from autoprune.config import SearchConfig
 from autoprune.controller import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
 from autoprune.keeping import TRIALS, Keeper
+from autoprune.measure.race import TooNoisy
 from autoprune.progress import Progress
-from autoprune.race import TooNoisy
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import check_budget

@@ -29,11 +29,11 @@ import torch
 from scipy.stats import wilcoxon
 from torch import Tensor, nn
 
+from autoprune.measure.stopwatch import DENSE, Stopwatch
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces.tracer import Op
 from autoprune.search_spaces.types import FloatArray
-from autoprune.stopwatch import DENSE, Stopwatch
 
 STEPS = (2, 4, 8, 16, 32)
 CENTRES = (96, 160, 224, 288)

@@ -26,11 +26,11 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from autoprune.latency import LatencyModel, Sample, informative, mixed
+from autoprune.measure.stopwatch import Stopwatch
 from autoprune.progress import NO_PROGRESS
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces import Candidate, SearchSpace, trace
 from autoprune.search_spaces.types import FloatArray
-from autoprune.stopwatch import Stopwatch
 from benchmarks.op_table import Interpolation, OpTimes, time_ops
 
 NETWORKS = ("resnet18", "mobilenet_v2", "resnet50", "deit_tiny_patch16_224")

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 import torchvision
 
-from autoprune.quiet import PRIORITY
-from autoprune.race import GROWTH
-from autoprune.robust import estimate, ranks, spread
+from autoprune.measure.quiet import PRIORITY
+from autoprune.measure.race import GROWTH
+from autoprune.measure.robust import estimate, ranks, spread
 from autoprune.runtimes import Runnable, make_runtime
 from autoprune.search_spaces import trace
 from autoprune.search_spaces.types import FloatArray

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from autoprune.device import device_fingerprint, device_info
 from autoprune.files import atomic_write, read_json
 from autoprune.latency.features import is_work
 from autoprune.measure import measure
+from autoprune.measure.device import device_fingerprint, device_info
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, SearchSpace, UserError
 from autoprune.search_spaces.costs import Products, spec_numel

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torchvision
 
+from autoprune.measure.stopwatch import Stopwatch
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces import Budget, trace
 from autoprune.steps import KINDS, PROBES, judge, time_probe
-from autoprune.stopwatch import Stopwatch
 
 ALIGNS = (1, 8, 16)
 

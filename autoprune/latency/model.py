@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from autoprune.device import device_fingerprint, device_info
-from autoprune.device_profile import DeviceProfile
 from autoprune.files import atomic_write, read_json
 from autoprune.latency.bayes import Posterior, Prior, fit
 from autoprune.latency.features import Features
 from autoprune.latency.samples import Sample, measure_samples
+from autoprune.measure.device import device_fingerprint, device_info
+from autoprune.measure.device_profile import DeviceProfile
+from autoprune.measure.stopwatch import Stopwatch, batch_size
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces import Candidate, CostModel, SearchSpace, UserError
 from autoprune.search_spaces.types import FloatArray, IntArray
-from autoprune.stopwatch import Stopwatch, batch_size
 
 FORMAT = 2
 SMALLEST = 0.01

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from autoprune.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.latency.choose import informative
+from autoprune.measure.device_profile import DeviceProfile, Entry, KeptSample
+from autoprune.measure.stopwatch import Stopwatch
 from autoprune.progress import Progress
 from autoprune.search_spaces import Candidate, SearchSpace
 from autoprune.search_spaces.tracer import tensors
-from autoprune.stopwatch import Stopwatch
 
 TOGETHER = 8
 """Subnets in one race with the dense network: all of them are in memory at once."""

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autoprune.device_profile import DeviceProfile, KeptSample, fingerprint
-from autoprune.robust import Estimate
+from autoprune.measure.device_profile import DeviceProfile, KeptSample, fingerprint
+from autoprune.measure.robust import Estimate
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.scripted import ScriptedRuntime
 

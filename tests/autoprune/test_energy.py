@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from autoprune.energy import MIN_MS, EnergyMeter
 from autoprune.measure import Stopwatch
+from autoprune.measure.energy import MIN_MS, EnergyMeter
 from autoprune.runtimes import Times
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.scripted import Scripted, ScriptedRuntime

@@ -15,10 +15,10 @@ import torch
 import torchvision
 from torch import nn
 
-from autoprune.device_profile import DeviceProfile
 from autoprune.latency import LatencyModel, Sample, informative, mixed
 from autoprune.latency.features import Features
-from autoprune.robust import Estimate
+from autoprune.measure.device_profile import DeviceProfile
+from autoprune.measure.robust import Estimate
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces import Budget, Candidate, SearchSpace, UserError, trace
 from autoprune.search_spaces.types import FloatArray

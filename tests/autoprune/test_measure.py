@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autoprune import device
-from autoprune.device import device_fingerprint, device_info
-from autoprune.measure import Latency, measure
+from autoprune.measure import Latency, device, measure
+from autoprune.measure.device import device_fingerprint, device_info
+from autoprune.measure.robust import WIDER
 from autoprune.progress import RichProgress
-from autoprune.robust import WIDER
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.scripted import Scripted, ScriptedRuntime
 

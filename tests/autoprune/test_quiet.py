@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from autoprune.quiet import PRIORITY, quiet
+from autoprune.measure.quiet import PRIORITY, quiet
 
 OTHER = 3
 """Nice value of a thread beside the calling one."""

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from autoprune.robust import WIDER, Estimate, changed, drift, estimate, outliers, ranks, spread
+from autoprune.measure.robust import WIDER, Estimate, changed, drift, estimate, outliers, ranks, spread
 
 
 @pytest.mark.parametrize("quantile", [0.1, 0.5])

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from autoprune.measure import Stopwatch
+from autoprune.measure.race import WARMUP
 from autoprune.progress import RichProgress
-from autoprune.race import WARMUP
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.scripted import Script, Scripted, ScriptedRuntime
 

@@ -1,7 +1,4 @@
-"""Measure how long networks take, side by side: `measure` once, a `Stopwatch` again and again.
-
-Unit: milliseconds for one forward pass of the whole batch. What was chosen and why: docs/measuring.md.
-"""
+"""Measure networks side by side, once, for a fixed number of rounds."""
 
 from __future__ import annotations
 
@@ -11,16 +8,13 @@ from typing import Any
 
 from torch import nn
 
-from autoprune.device import device_fingerprint, device_info
-from autoprune.measured import Latency
+from autoprune.measure.measured import Latency
+from autoprune.measure.race import WARMUP, race
+from autoprune.measure.stopwatch import DENSE, batch_size, precision_of
 from autoprune.precision import device_of
 from autoprune.progress import Progress
-from autoprune.race import WARMUP, TooNoisy, race
 from autoprune.runtimes import Runtime, make_runtime
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.stopwatch import DENSE, Stopwatch, batch_size, precision_of
-
-__all__ = ["Latency", "Stopwatch", "TooNoisy", "batch_size", "device_fingerprint", "device_info", "measure"]
 
 
 def measure(

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from autoprune.device import device_info
-from autoprune.energy import EnergyMeter
-from autoprune.measured import Latency
+from autoprune.measure.device import device_info
+from autoprune.measure.energy import EnergyMeter
+from autoprune.measure.measured import Latency
+from autoprune.measure.quiet import quiet
+from autoprune.measure.robust import drift, estimate, outliers, spread
 from autoprune.progress import NO_PROGRESS, Progress, Task
-from autoprune.quiet import quiet
-from autoprune.robust import drift, estimate, outliers, spread
 from autoprune.runtimes import Runnable, Runtime, Times
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import FloatArray

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.energy import EnergyMeter
-from autoprune.measured import Latency
+from autoprune.measure.energy import EnergyMeter
+from autoprune.measure.measured import Latency
+from autoprune.measure.race import LEAST_MS, race
+from autoprune.measure.robust import Estimate, drift, estimate
 from autoprune.progress import Progress
-from autoprune.race import LEAST_MS, race
-from autoprune.robust import Estimate, drift, estimate
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces.errors import UserError
 
@@ -120,7 +120,7 @@ class Stopwatch:
 
     @property
     def drift(self) -> float | None:
-        """The dense network's late over early time in all that was measured, see `autoprune.robust.drift`."""
+        """The dense network's late over early time in all that was measured, see `autoprune.measure.robust.drift`."""
         return drift(self._dense_samples)
 
     def layers(self) -> dict[str, float] | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autoprune.robust import Estimate, estimate
+from autoprune.measure.robust import Estimate, estimate
 
 BUSY = 1.15
 """One thread alone on a core: wall-clock and processor time are the same. From this ratio on other programs take
@@ -20,8 +20,8 @@ class Latency:
     `ms`, `low_ms` and `high_ms`, `median_ms`, `p10_ms`, `iqr_ms` and `samples_ms` are on the `clock` of the runtime.
 
     Attributes:
-        ms: THE figure, see `autoprune.robust.QUANTILE`; `low_ms`, `high_ms`: its 95 % confidence interval. It holds
-            for the speed that the machine had then; the ratio holds longer.
+        ms: THE figure, see `robust.QUANTILE`; `low_ms`, `high_ms`: its 95 % confidence interval. It holds for the speed
+            that the machine had then; the ratio holds longer.
         median_ms, p10_ms: of the repeats.
         iqr_ms: distance from the first to the third quartile: the spread of single runs.
         wall_ms, cpu_ms: median wall-clock and processor time; None where the runtime does not tell, or an older
@@ -31,7 +31,7 @@ class Latency:
         reference: name of the network that `ratio` compares with.
         repeats, warmup: rounds counted, rounds before.
         settled: whether the warm-up ended because times no longer fell.
-        outliers: repeats far above the others, see `autoprune.robust.outliers`; they are counted, not left out.
+        outliers: repeats far above the others, see `autoprune.measure.robust.outliers`; they are counted, not left out.
         drift: the reference's late / early time where the machine changed its speed while measuring, else None.
         energy_mj: millijoules of the processor package for one run; None where it was not measured.
         threads, batch, precision, runtime, version, device: what was measured, and how.

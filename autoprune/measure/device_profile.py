@@ -20,9 +20,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoprune.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
 from autoprune.files import atomic_write
-from autoprune.robust import Estimate, changed
+from autoprune.measure.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
+from autoprune.measure.robust import Estimate, changed
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces import Candidate
 from autoprune.search_spaces.errors import UserError
@@ -92,7 +92,7 @@ class Entry:
 
     def stale(self, space: str, batch: int, dense: Estimate) -> str | None:
         """Say so where the dense network's latency, measured now, is not the kept one: by more than both intervals
-        and the factor `autoprune.robust.DRIFT`. None where it holds or nothing is kept.
+        and the factor `autoprune.measure.robust.DRIFT`. None where it holds or nothing is kept.
         """
         network = self.network(space, batch)
         if network is None or changed(network.dense, dense) is None:
