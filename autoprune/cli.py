@@ -1,5 +1,5 @@
-"""The command line: `autoprune search`, `resume`, `show`, `profile`, `proxy`, `finetune`, `export`, `trace`, `latency`
-and `train`.
+"""The command line: `autoprune search` and what is done with its run folder: `resume`, `show`, `profile`, `proxy`,
+`finetune` and `export`. The commands on a model alone are in `cli_models`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from autoprune import cli_models
 from autoprune import cli_options as options
 from autoprune.cli_errors import guarded
 
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_models.app)
 
 
 def main() -> None:
@@ -110,7 +112,7 @@ def search(
         ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
         data=data,
         data_root=data_root,
-        search_size=_size(search_size),
+        search_size=options.size(search_size),
         batch_size=batch_size,
         budget=budget,
         run=run,
@@ -282,164 +284,6 @@ def export(
     typer.echo(points.export_point(run, format, point=point, out=out))
 
 
-@app.command(epilog="Example: [b]autoprune trace --model torchvision:resnet50[/]")
-@guarded
-def trace(
-    model: options.Model,
-    model_arg: options.ModelArg = None,
-    data: options.OptionalDataName = None,
-    data_root: options.DataRoot = None,
-    input_shape: options.InputShape = None,
-    align: options.TraceAlign = 8,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Show what can be pruned in a model: groups, units, MACs per layer, and what stays and why."""
-    from autoprune.cli_trace import print_trace
-    from autoprune.models import ModelSource, parse_model_args
-
-    print_trace(
-        ModelSource(model, parse_model_args(model_arg or [])),
-        data=data,
-        data_root=data_root,
-        shape=input_shape,
-        align=align,
-        json=json,
-    )
-
-
-@app.command(
-    epilog="Example: [b]autoprune latency --model torchvision:resnet18 --runtime onnxruntime --out page.html[/]"
-)
-@guarded
-def latency(
-    model: options.Model,
-    runtime: options.PlainRuntimes = None,
-    model_arg: options.ModelArg = None,
-    weights: options.Weights = None,
-    data: options.OptionalDataName = None,
-    data_root: options.DataRoot = None,
-    input_shape: options.InputShape = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(help="Samples a run. Default: as in --input-shape, else 1.", rich_help_panel=options.DATA),
-    ] = None,
-    threads: Annotated[int, typer.Option(help="Threads of one run.", rich_help_panel=options.LATENCY)] = 1,
-    device: Annotated[
-        str, typer.Option(help="cpu; eager and compile also run on cuda.", rich_help_panel=options.LATENCY)
-    ] = "cpu",
-    cut: Annotated[
-        list[float] | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Share of a group's units to cut; repeatable. Default: 0.1, 0.25 and 0.5.",
-            rich_help_panel=options.LATENCY,
-        ),
-    ] = None,
-    align: Annotated[
-        str,
-        typer.Option(
-            metavar="1|8|16|auto",
-            help="Channels are kept in multiples of this where a layer is wide enough. auto: the step at which the "
-            "runtime is fast, found by measuring for half a minute; 8 for compile, commands and narrow networks.",
-            rich_help_panel=options.LATENCY,
-        ),
-    ] = "8",
-    seconds: Annotated[
-        float,
-        typer.Option(
-            help="About how long to measure cuts on each runtime, the deepest first; the others are predicted.",
-            rich_help_panel=options.LATENCY,
-        ),
-    ] = 120.0,
-    accuracy: Annotated[
-        float,
-        typer.Option(
-            help="Measure until latencies are known to this share of themselves.", rich_help_panel=options.LATENCY
-        ),
-    ] = 0.01,
-    device_profile: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of what is known of devices: what is in it is not measured again, what is new is added.",
-            show_default=False,
-            rich_help_panel=options.LATENCY,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Page with charts to write, .html.", show_default=False, rich_help_panel=options.RESULT),
-    ] = None,
-    json: options.Json = False,
-    debug: options.Debug = False,
-) -> None:
-    """Where does the time go? Latency of a network, share of each layer, and what cuts of each group would save."""
-    from autoprune.align import read_align
-    from autoprune.cli_latency import print_latency
-    from autoprune.models import ModelSource, parse_model_args
-    from autoprune.progress import RichProgress
-
-    print_latency(
-        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
-        runtime or ["eager"],
-        data=data,
-        data_root=data_root,
-        shape=input_shape,
-        batch=batch,
-        threads=threads,
-        device=device,
-        cuts=cut or (0.1, 0.25, 0.5),
-        align=read_align(align),
-        seconds=seconds,
-        accuracy=accuracy,
-        device_profile=device_profile,
-        out=out,
-        json=json,
-        progress=RichProgress(),
-    )
-
-
-@app.command(
-    epilog="Example: [b]autoprune train --model autoprune.nets:digits_resnet --data digits --epochs 15 "
-    "--out dense.safetensors[/]"
-)
-@guarded
-def train(
-    model: options.Model,
-    data: options.DataName,
-    out: Annotated[Path, typer.Option(help="Weights to write, .safetensors.", show_default=False)],
-    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 10,
-    lr: Annotated[float, typer.Option(help="Learning rate at its peak.")] = 0.1,
-    finetune_arg: options.FineTuneArg = None,
-    model_arg: options.ModelArg = None,
-    weights: options.Weights = None,
-    device: options.Device = "auto",
-    data_root: options.DataRoot = None,
-    search_size: options.SearchSize = None,
-    batch_size: options.BatchSize = 128,
-    seed: Annotated[int, typer.Option(help="Of shuffling and augmentation.")] = 0,
-    debug: options.Debug = False,
-) -> None:
-    """Train a dense network from scratch, so that there is something to prune."""
-    from autoprune.models import ModelSource, parse_model_args
-    from autoprune.progress import RichProgress
-    from autoprune.train import train_dense
-
-    found = train_dense(
-        ModelSource(model, parse_model_args(model_arg or []), None if weights is None else str(weights)),
-        data,
-        out,
-        settings={"epochs": epochs, "lr": lr, **parse_model_args(finetune_arg or [])},
-        data_root=data_root,
-        search_size=_size(search_size),
-        batch_size=batch_size,
-        device=device,
-        seed=seed,
-        progress=RichProgress(),
-    )
-    typer.echo(f"{out}: {found}")
-
-
 def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:
     """The settings of `FineTune`, None for no epochs."""
     from autoprune.models import parse_model_args
@@ -450,11 +294,6 @@ def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:
     if settings.epochs == 0 and arguments:
         raise UserError("Settings of fine-tuning were given, but no epochs. Set --finetune-epochs.")
     return settings if settings.epochs else None
-
-
-def _size(value: float | None) -> float | None:
-    """A whole number of samples as an int, a share as it is."""
-    return int(value) if value is not None and value >= 1 and value == int(value) else value
 
 
 def _shown(run: Path, as_json: bool, *, every_trial: bool = False) -> None:

@@ -270,3 +270,8 @@ Formats = Annotated[
 FineTuneEpochs = Annotated[
     int, typer.Option(help="Fine-tune each point, the dense model as teacher.", rich_help_panel=TRAINING)
 ]
+
+
+def size(value: float | None) -> float | None:
+    """A whole number of samples as an int, a share as it is."""
+    return int(value) if value is not None and value >= 1 and value == int(value) else value
