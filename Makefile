@@ -24,11 +24,8 @@ lint: $(VENV)/.test ## ruff: rules and format
 types: $(VENV)/.test ## mypy, strict
 	$(BIN)/mypy
 
-# Runtimes bring native libraries of their own (OpenVINO, ONNX Runtime): in one process with all other tests a worker
-# was seen to crash, so theirs run by themselves.
 unit: $(VENV)/.test ## the default tests
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --ignore tests/autoprune/runtimes
-	$(BIN)/python -m pytest -q tests/autoprune/runtimes
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 test-wheel: $(VENV)/.test ## build the wheel, install it alone, import every module from another folder
 	$(BIN)/python -m tests.check_wheel

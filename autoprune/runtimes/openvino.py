@@ -7,6 +7,7 @@ always stated. Shapes are fixed to the measured batch size, as its documentation
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,7 +33,7 @@ class OpenVinoRuntime(Runtime):
     def __init__(self, *, threads: int = 1, precision: str = "fp32") -> None:
         require_onnx()
         self.library = _library()
-        capabilities = self.library.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        capabilities = core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision != "fp32" and precision.upper() not in capabilities:
             raise UserError(f"OpenVINO does not compute in {precision} on this processor. Use openvino:precision=fp32.")
         self.threads, self.precision = threads, precision
@@ -98,7 +99,6 @@ class OpenVinoCall:
     """A compiled network as a function of the arrays of its inputs."""
 
     def __init__(self, runtime: OpenVinoRuntime, graph: bytes, counters: bool = False) -> None:
-        core = runtime.library.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": _HINTS[runtime.precision],
             "INFERENCE_NUM_THREADS": runtime.threads,
@@ -107,7 +107,7 @@ class OpenVinoCall:
             "PERF_COUNT": counters,
         }
         try:
-            self.request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+            self.request = core().compile_model(core().read_model(graph), "CPU", settings).create_infer_request()
         except RuntimeError as error:
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
             raise UserError(f"OpenVINO cannot run this network: {first}") from error
@@ -123,6 +123,17 @@ class OpenVinoCall:
             kernel.get_friendly_name(): kernel.get_rt_info()["originalLayersNames"].astype(str).split(",")
             for kernel in kernels
         }
+
+
+@cache
+def core() -> Any:
+    """The one `Core` of the process, which stays.
+
+    Each brings a signal stack of its own for the calling thread, and when it goes puts back the one that it found. Of
+    two that overlap the second puts back memory that the first has freed, and the next signal with a handler, Control-C
+    or the end of a child process, ends the process with a segmentation fault (OpenVINO 2026.4).
+    """
+    return _library().Core()
 
 
 def _library() -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -226,3 +228,29 @@ def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> Non
     for make in (lambda: make_runtime("onnxruntime"), lambda: make_runtime("command:true")):
         with pytest.raises(UserError, match=r"pip install 'autoprune\[onnx\]'"):
             make()
+
+
+OVERLAPPING = """
+import faulthandler, gc, signal
+from autoprune.runtimes import make_runtime
+from tests.autoprune.runtimes.nets import image, small_net
+
+faulthandler.enable()  # gives the process a signal stack; handlers run on it
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+with make_runtime("openvino").open(small_net(), image()) as session:
+    networks = [session.load(small_net()) for _ in range(2)]
+    signal.raise_signal(signal.SIGUSR1)
+    while networks:
+        del networks[0]
+        gc.collect()
+        signal.raise_signal(signal.SIGUSR1)
+gc.collect()
+signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_signals_are_handled_while_openvino_has_networks_and_after() -> None:
+    """Control-C among them. In a process of its own, which would end with the first signal."""
+    pytest.importorskip("openvino")
+    done = subprocess.run([sys.executable, "-c", OVERLAPPING], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.returncode) == (["handled"] * 4, 0), done.stderr
