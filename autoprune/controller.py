@@ -161,8 +161,9 @@ class Controller:
         return self.seats[number % len(self.seats)]
 
     def _tell(self, trial: Trial) -> None:
-        """Tell a trial to its agent; then the models learn what was measured for it, as the agent's next proposal may
-        depend on them, but nothing that it does when it is told.
+        """Tell a trial to its agent, then let the models learn what was measured for it.
+
+        In this order: what an agent does when it is told must not depend on models that know more than when it asked.
         """
         self._seat(trial.number).agent.tell(trial)
         if self.keeper is not None and trial.number >= self.study.config.readings_from:

@@ -34,7 +34,7 @@ class Gauge:
 
     Attributes:
         name: ``onnxruntime-1``: the device's name and the batch size.
-        model: predicts; None before `learn_device` or `load`.
+        model: predicts; None before `Gauges.learn_devices` or `Gauges.load`.
         metered: whether the energy of runs is measured, too.
         watts: what the dense network takes; where that is measured only.
         slowdown: how much longer the dense network takes now than when `model` was made, at least 1; see `Gauges`.

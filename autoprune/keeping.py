@@ -77,8 +77,8 @@ class Keeper:
         A candidate that was made for the whole budget, and as measured leaves some of it, is moved up in the same way.
 
         Args:
-            candidate: where to begin. Where its predicted costs do not keep the budget (models have learnt since it was
-                thought of), with its nearest neighbour that does.
+            candidate: where to begin; where its predicted costs do not keep the budget (models have learnt since it was
+                thought of), one below it that does.
             budget: to keep.
             attempts: measurements at most.
         """
