@@ -6,6 +6,7 @@ A process killed at any moment leaves the old file, the new file, or a stray ``.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -50,8 +51,9 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             may read "absent" as "to be made again". False: OSError where a folder that is not empty is there.
     """
     temporary = _temporary(path)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(temporary)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of one that was killed
+        if _TEMPORARY.fullmatch(other.name) and _is_left(other):
+            shutil.rmtree(other, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary

@@ -197,9 +197,19 @@ class DeviceProfile:
     def _read(self) -> dict[str, Entry]:
         if self.path.is_dir():
             raise UserError(f"The device profile {self.path} is a folder. Give a file.")
-        content = read_document(self.path, FORMAT)
-        with parsing(self.path):
-            return {key: Entry.from_dict(values, self._clock) for key, values in content["entries"].items()}
+        return read_entries(self.path, self._clock)
+
+
+def read_entries(path: Path, clock: Callable[[], str] = now) -> dict[str, Entry]:
+    """The content of a device profile, by fingerprint.
+
+    Raises:
+        Damaged: there is none, or it cannot be read.
+        Newer: it is of a format to come.
+    """
+    content = read_document(path, FORMAT)
+    with parsing(path):
+        return {key: Entry.from_dict(values, clock) for key, values in content["entries"].items()}
 
 
 def fingerprint(runtime: Runtime) -> str:
