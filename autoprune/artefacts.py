@@ -1,4 +1,4 @@
-"""What a run folder holds beside its settings and its study: how each file is read, and what makes it again."""
+"""What a run folder holds beside its settings and its study, and how each file is read without the model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from autoprune.profiling import TABLE
 from autoprune.races import LOSSES, read_losses
 from autoprune.verifying import VERIFIED, read_verified
 
-RESUME = "autoprune resume {run}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Artefact:
@@ -32,13 +30,13 @@ class Artefact:
     Attributes:
         pattern: where it lies in a run folder, as `Path.glob` takes it.
         read: reads it without the model; raises a `UserError` where it cannot be used.
-        again: the command that makes it again where it is damaged or gone; None where nothing does.
+        cache: whether it is made again, when it is needed, where it is damaged or gone.
         but: name of a file that the pattern finds too, and that is another kind.
     """
 
     pattern: str
     read: Callable[[Path], object]
-    again: str | None = RESUME
+    cache: bool = True
     but: str = ""
 
     def files(self, run: Path) -> list[Path]:
@@ -76,14 +74,13 @@ ARTEFACTS = (
     Artefact(pattern=str(ORDER), read=lambda path: load_order(path.parents[1])),
     Artefact(pattern=str(PRIOR), read=KLTable.load),
     Artefact(pattern=f"{LOSSES}/*.np[yz]", read=read_losses),
-    Artefact(pattern=str(TABLE), read=KLTable.load, again="autoprune profile {run}"),
+    Artefact(pattern=str(TABLE), read=KLTable.load),
     Artefact(
         pattern=str(proxy_file.FILE),
         read=lambda path: proxy_file.Measured.read(path.parents[1]),
-        again="autoprune proxy {run}",
     ),
     Artefact(pattern=str(VERIFIED), read=read_verified),
     Artefact(pattern="finetune/*/*.checkpoint", read=check_checkpoint),
-    Artefact(pattern="finetune/*/recipe.json", read=read_recipe, again=None),
+    Artefact(pattern="finetune/*/recipe.json", read=read_recipe, cache=False),
     Artefact(pattern=FRONT, read=lambda path: Finished.read(path.parent)),
 )

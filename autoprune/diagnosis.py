@@ -16,10 +16,10 @@ import torch
 
 import autoprune
 from autoprune.architecture import Architecture
-from autoprune.artefacts import ARTEFACTS, RESUME
+from autoprune.artefacts import ARTEFACTS
 from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
-from autoprune.documents import Newer, Unreadable
+from autoprune.documents import Damaged, Newer
 from autoprune.files import leftovers, remove_leftovers, set_aside
 from autoprune.finish import REPORT
 from autoprune.finished import FILE as FRONT
@@ -117,7 +117,8 @@ def mend(run: str | Path) -> list[Finding]:
         for finding in found:
             if finding.verdict == "damaged" and finding.cache:
                 target = set_aside(path / finding.what)
-                done.append(Finding("mended", finding.what, f"was damaged; moved to {target.name}", finding.do))
+                why = f"was damaged and is now called {target.name}; it is made again when it is needed"
+                done.append(Finding("mended", finding.what, why))
     return done
 
 
@@ -149,7 +150,7 @@ class _Patient:
             if made.get(name, version) != version:
                 yield Finding("remark", "versions", f"the run was made with {name} {made[name]}, here is {version}")
         if not self.config.prepared:
-            yield Finding("remark", CONFIG, "the search was stopped before its first trial", self._command(RESUME))
+            yield Finding("remark", CONFIG, "the search was stopped before its first trial", self._resume)
 
     def study(self) -> Iterator[Finding]:
         """study.db"""
@@ -175,12 +176,12 @@ class _Patient:
                     yield Finding("damaged", STUDY, _line(verdict), RESTORE)
                     return
             if self.config is None:
-                yield Finding("ok" if file.exists() else "missing", STUDY, "" if file.exists() else RESTORE)
+                yield Finding("ok", STUDY) if file.exists() else Finding("missing", STUDY, do=RESTORE)
                 return
             trials = Study.read(folder).trials
         except Exception as error:  # sqlite3, SQLAlchemy and Optuna raise many types
-            verdict = "damaged" if file.exists() else "missing"
-            yield Finding(verdict, STUDY, _line(str(error).replace(str(folder), str(self.run))))
+            verdict, do = "damaged" if file.exists() else "missing", "" if isinstance(error, UserError) else RESTORE
+            yield Finding(verdict, STUDY, _line(str(error).replace(str(folder), str(self.run))), do)
             return
         self.trials = {trial.number: trial.state for trial in trials}
         wrong = [t.number for t in trials if t.state == "complete" and t.score is None]
@@ -195,36 +196,34 @@ class _Patient:
         """profile, finetune and front.json"""
         for kind in ARTEFACTS:
             files = kind.files(self.run)
-            bad = [finding for file in files if (finding := self._read(file, kind.read, kind.again)) is not None]
+            bad = [finding for file in files if (finding := self._read(file, kind.read, kind.cache)) is not None]
             yield from bad
             if files and not bad:
                 yield Finding("ok", kind.pattern if "*" in kind.pattern else _name(self.run, files[0]), _count(files))
         if self.config is not None and self.config.device_profile is not None:
             file = Path(self.config.device_profile)
             if file.exists():
-                yield self._read(file, read_entries, RESUME, inside=False) or Finding("ok", str(file))
+                yield self._read(file, read_entries, cache=False) or Finding("ok", str(file))
 
-    def _read(
-        self, file: Path, read: Callable[[Path], object], again: str | None, *, inside: bool = True
-    ) -> Finding | None:
+    def _read(self, file: Path, read: Callable[[Path], object], cache: bool) -> Finding | None:
         """What is wrong with a file; None where nothing is."""
-        name = _name(self.run, file) if inside else str(file)
-        verdict, do = "damaged", "Restore it from a copy, or delete it." if again is None else self._command(again)
+        name = _name(self.run, file)
+        if file == self.run / SCORES_FILE and not self._can_score_again():
+            cache, do = False, RESTORE
+        else:
+            do = self._mend if cache else "Restore it from a copy, or delete it."
         try:
             read(file)
             return None
         except Newer as error:
             return Finding("newer", name, error.why, error.remedy)
-        except Unreadable as error:
-            why = getattr(error, "cause", error.why)
+        except Damaged as error:
+            why = error.cause
         except OSError as error:
-            why, do = f"cannot be read: {error.strerror or error}", "Look at its rights and its disk."
+            cache, why, do = False, f"cannot be read: {error.strerror or error}", "Look at its rights and its disk."
         except Exception as error:
             why = _line(error)
-        old_scores = file == self.run / SCORES_FILE and not self._can_score_again()
-        if old_scores:
-            do = RESTORE
-        return Finding(verdict, name, why, do, cache=inside and again is not None and not old_scores)
+        return Finding("damaged", name, why, do, cache)
 
     def points(self) -> Iterator[Finding]:
         """front/"""
@@ -241,7 +240,7 @@ class _Patient:
         assert self.finished is not None
         damage = self.finished.damage(self.run)
         for file, why in damage.items():
-            yield Finding(why.removeprefix("is "), _name(self.run, file), "", self._command(RESUME))
+            yield Finding(why.removeprefix("is "), _name(self.run, file), "", self._resume)
         for index, point in enumerate(self.finished.points):
             folder = self.run / FOLDER / str(index)
             name = _name(self.run, folder)
@@ -254,12 +253,12 @@ class _Patient:
             try:
                 read_tensors(folder / WEIGHTS, Architecture.read(folder))
             except Exception as error:
-                delete = f"Delete the folder, then: {RESUME.format(run=self.run)}"
+                delete = f"Delete the folder, then: {self._resume}"
                 yield Finding("damaged", name, _line(error), delete)
             else:
                 yield Finding("ok", name)
         if not (self.run / REPORT).is_file():
-            yield Finding("missing", REPORT, "", f"Delete {FRONT}, then: {RESUME.format(run=self.run)}")
+            yield Finding("missing", REPORT, "", f"Delete {FRONT}, then: {self._resume}")
 
     def promises(self) -> Iterator[Finding]:
         """What should be there"""
@@ -268,21 +267,20 @@ class _Patient:
             return
         if reads_data(config.importance) and not (self.run / SCORES_FILE).exists():
             if self._can_score_again():
-                yield Finding("remark", str(SCORES_FILE), "is missing: it is made again", self._command(RESUME))
+                yield Finding("remark", str(SCORES_FILE), "is missing: it is made again", self._resume)
             else:
                 yield Finding("missing", str(SCORES_FILE), "the scores that units are ranked by are gone", RESTORE)
         if any(map(is_measured, Budget.parse(config.budget).costs)) and not any((self.run / LATENCY).glob("*-*.json")):
-            yield Finding("remark", str(LATENCY), "is empty: the devices are measured again", self._command(RESUME))
+            yield Finding("remark", str(LATENCY), "is empty: the devices are measured again", self._resume)
         if self.trials is not None and self.finished is None and not (self.run / FRONT).exists():
-            yield Finding("remark", FRONT, "the run is not finished", self._command(RESUME))
+            yield Finding("remark", FRONT, "the run is not finished", self._resume)
 
     def surroundings(self) -> Iterator[Finding]:
         """The folder"""
         if self.in_use is not None:
             yield Finding("remark", "lock", f"process {self.in_use} works on the run")
         for path in leftovers(self.run):
-            do = f"autoprune doctor {self.run} --mend"
-            yield Finding("remark", _name(self.run, path), "a killed process left it", do)
+            yield Finding("remark", _name(self.run, path), "a killed process left it", self._mend)
         for path in sorted(self.run.rglob("*.damaged*")):
             yield Finding("remark", _name(self.run, path), "was moved aside because it is damaged", "Delete it.")
         places = [self.run, *(path for path in self.run.rglob("*") if path.is_dir())]
@@ -296,12 +294,17 @@ class _Patient:
     def _can_score_again(self) -> bool:
         return self.config is None or not self.config.prepared or "importance" in self.config.fingerprints
 
-    def _command(self, text: str) -> str:
-        return text.format(run=self.run)
+    @property
+    def _resume(self) -> str:
+        return f"autoprune resume {self.run}"
+
+    @property
+    def _mend(self) -> str:
+        return f"autoprune doctor {self.run} --mend"
 
 
 def _name(run: Path, path: Path) -> str:
-    return path.relative_to(run).as_posix()
+    return path.relative_to(run).as_posix() if path.is_relative_to(run) else str(path)
 
 
 def _count(files: list[Path]) -> str:

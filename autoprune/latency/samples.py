@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from autoprune import stopping
 from autoprune.latency.choose import informative
@@ -15,6 +16,10 @@ from autoprune.search_spaces.tracer import tensors
 
 TOGETHER = 8
 """Subnets in one race with the dense network: all of them are in memory at once."""
+
+
+Ratio: TypeAlias = tuple[Candidate, float, float]
+"""A subnet, its share of the dense network's latency, and the standard error of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def measure_samples(
     known = {} if entry is None else _kept(space, stopwatch, entry, progress)
     candidates = [c for c in informative(space, subnets, seed) if c not in known]
     parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
-    ratios: list[tuple[Candidate, float, float]] = []
+    ratios = list(known.values())
     for part in parts:
         found = list(_race(space, stopwatch, part, accuracy, progress))
         ratios += found
@@ -60,12 +65,11 @@ def measure_samples(
             profile.save()
         stopping.check()
     dense_ms = stopwatch.dense_ms
-    measured = [Sample(c, value * dense_ms, se * dense_ms) for c, value, se in ratios]
-    return dense_ms, (*known.values(), *measured)
+    return dense_ms, tuple(Sample(c, value * dense_ms, se * dense_ms) for c, value, se in ratios)
 
 
-def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
-    """Samples of the profile at today's speed; none where that is another one, which is said."""
+def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Ratio]:
+    """What the profile holds; nothing where the machine has another speed today, which is said."""
     key = profile_key(space), stopwatch.batch
     network = entry.network(*key)
     if network is None:
@@ -75,8 +79,8 @@ def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Prog
         progress.say(stale)
         entry.forget(*key)
         return {}
-    scale = stopwatch.dense_ms / network.dense.value
-    return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
+    dense_ms = network.dense.value
+    return {c: (c, sample.ms / dense_ms, sample.se / dense_ms) for c, sample in network.samples.items()}
 
 
 def profile_key(space: SearchSpace) -> str:
@@ -91,7 +95,7 @@ def _race(
     candidates: Sequence[Candidate],
     accuracy: float | None,
     progress: Progress,
-) -> Iterator[tuple[Candidate, float, float]]:
+) -> Iterator[Ratio]:
     """Ratios of a few subnets to the dense network, with their standard errors."""
     models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
     latencies = stopwatch.measure(models, accuracy=accuracy, progress=progress)
