@@ -27,7 +27,7 @@ from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data
 from autoprune.documents import usable
 from autoprune.finetune import FineTune
-from autoprune.finish import FORMATS, finish
+from autoprune.finish import FORMATS, REPORT, finish
 from autoprune.finished import FOLDER, Dense, Finished
 from autoprune.front import FrontPoint
 from autoprune.importance import Loss
@@ -303,8 +303,10 @@ def _go_on(study: Study, bench: Workbench, progress: Progress, *, more: int = 0,
 
 def _is_whole(finished: Finished, run: Path, progress: Progress) -> bool:
     damage = finished.damage(run)
+    if not (run / REPORT).is_file():
+        damage[run / REPORT] = "is missing"
     for path, why in damage.items():
-        progress.say(f"{path} {why}: the points are exported again.")
+        progress.say(f"{path} {why}: the points are finished again.")
     return not damage
 
 

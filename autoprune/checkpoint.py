@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.documents import Newer
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError
 
@@ -90,6 +91,8 @@ def _read(path: Path) -> dict[str, Any]:
         saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
+    if isinstance(saved["format"], int) and saved["format"] > FORMAT:
+        raise Newer(path, saved["format"], FORMAT)
     if saved["format"] != FORMAT:
         raise UserError(
             f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"

@@ -63,7 +63,7 @@ class Finding:
     cache: bool = False
 
     def __str__(self) -> str:
-        return f"{self.verdict:8}{self.what}" + (f": {self.why}." if self.why else "") + (f" {self.do}" * bool(self.do))
+        return f"{self.verdict:8}" + ": ".join(filter(None, [self.what, ". ".join(filter(None, [self.why, self.do]))]))
 
 
 def doctor(run: str | Path) -> list[Finding]:
@@ -110,10 +110,7 @@ def mend(run: str | Path) -> list[Finding]:
     with FolderLock(path):
         left = leftovers(path)
         remove_leftovers(path)
-        done = [
-            Finding("mended", str(file.relative_to(path)), "a leftover of a killed process was removed")
-            for file in left
-        ]
+        done = [Finding("mended", _name(path, file), "a leftover of a killed process was removed") for file in left]
         for finding in found:
             if finding.verdict == "damaged" and finding.cache:
                 target = set_aside(path / finding.what)
@@ -170,7 +167,8 @@ class _Patient:
         file = folder / STUDY
         try:
             if file.exists():
-                with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+                mode = "ro" if folder == self.run else "rw"
+                with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
                     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
                 if verdict != "ok":
                     yield Finding("damaged", STUDY, _line(verdict), RESTORE)
@@ -245,20 +243,20 @@ class _Patient:
             folder = self.run / FOLDER / str(index)
             name = _name(self.run, folder)
             if trials is not None and trials.get(point.trial) != "complete":
-                yield Finding(
-                    "damaged", FRONT, f"point {index} is of trial {point.trial}, which the study lacks", RESTORE
-                )
+                why = f"point {index} is of trial {point.trial}, which is not complete in the study"
+                yield Finding("damaged", FRONT, why, RESTORE)
             if any(file == folder or folder in file.parents for file in damage):
                 continue
             try:
                 read_tensors(folder / WEIGHTS, Architecture.read(folder))
             except Exception as error:
-                delete = f"Delete the folder, then: {self._resume}"
-                yield Finding("damaged", name, _line(error), delete)
+                newer = "newer autoprune" in str(error)
+                do = "" if newer else f"Delete the folder, then: {self._resume}"
+                yield Finding("newer" if newer else "damaged", name, _line(error), do)
             else:
                 yield Finding("ok", name)
         if not (self.run / REPORT).is_file():
-            yield Finding("missing", REPORT, "", f"Delete {FRONT}, then: {self._resume}")
+            yield Finding("missing", REPORT, do=self._resume)
 
     def promises(self) -> Iterator[Finding]:
         """What should be there"""

@@ -43,8 +43,8 @@ def check(bench: Workbench, progress: Progress) -> None:
     unmeasured = tuple(limit for limit in bench.budget.limits if limit.cost not in bench.gauges.costs)
     if unmeasured:
         _check_tightest(bench, Budget(unmeasured))
-    if len(unmeasured) == len(bench.budget.limits):
-        make_seats(bench)  # options of the agent
+    budget = Budget(unmeasured) if unmeasured else Budget.parse("macs=1x")
+    make_seats(replace(bench, budget=budget, config=replace(bench.config, sweep=(1.0,))))  # options of the agent
     score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
     unweighted = bench.source is not None and bench.source.weights is None
     progress.say(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -222,6 +223,20 @@ def test_own_loss_is_asked_for_again_as_long_as_it_is_needed(tmp_path: Path, mon
     result = ap.resume(run, model=tiny_net(), importance_loss=loss, **loaders())
     assert outcome(result) == outcome(whole)
     ap.resume(run, model=tiny_net(), **loaders())
+
+
+def test_what_can_be_told_before_minutes_of_measuring_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Gauges, "learn_devices", raise_(AssertionError("measured")))
+    settings = {**SETTINGS, "budget": "latency=0.5x"}
+    for wrong, words in (
+        ({"agent": "tpe", "agent_options": {"n_start": 3}}, "n_startup"),
+        ({"agent": "annealing", "agent_options": {"clusters": 0}}, "clusters"),
+        ({"budget": ["latency=0.5x", "macs=0.0001x"]}, "smallest subnet"),
+        ({"train": [(torch.zeros(4, 3, 9, 9), torch.zeros(4).long())]}, "scored|run|trace"),
+    ):
+        with pytest.raises(ap.UserError, match=words):
+            ap.search(tiny_net(), **{**loaders(), **settings, **wrong}, run=tmp_path / "r")
+        assert list(tmp_path.iterdir()) == []
 
 
 def raise_(error: BaseException) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 import autoprune as ap
+from autoprune.checkpoint import write_checkpoint
 from autoprune.cli import app
 from autoprune.config import SearchConfig
 from autoprune.diagnosis import BAD, Finding, doctor, is_well, mend
@@ -162,6 +163,22 @@ def test_a_newer_file_is_never_overwritten(run: Path, name: str) -> None:
         with pytest.raises(ap.UserError, match="newer autoprune"):
             ap.resume(run, model=tiny_net(), **loaders())
     assert (run / name).read_bytes() == before
+
+
+def test_a_newer_checkpoint_or_point_is_left_where_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = run.glob("finetune/*/*.checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr("autoprune.checkpoint.FORMAT", 99)
+        write_checkpoint(path, {}, {})
+    (finding,) = about(run, str(path.relative_to(run)))
+    assert finding.verdict == "newer"
+    rewrite(run / "front" / "0" / "architecture.json", lambda content: content.update(format=99))
+    rewrite(run / "front.json", lambda content: content.update(digests={}))
+    (finding,) = about(run, "front/0")
+    assert finding.verdict == "newer"
+    before = contents(run)
+    assert mend(run) == []
+    assert contents(run) == before
 
 
 @pytest.mark.parametrize("name", ["study.db", "config.toml"])
