@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Address:
     """One of: `path` of a SQLite file, `url` of a server."""
 
     path: Path | None = None
-    url: URL | None = None
+    url: URL | None = field(default=None, repr=False)
 
     @classmethod
     def of_file(cls, path: Path) -> Address:
@@ -128,7 +128,6 @@ def without_password(text: str) -> str:
     try:
         url = make_url(text)
     except ArgumentError:
-        head, at, tail = text.rpartition("@")
-        return f"{head.partition('://')[0]}://...{at}{tail}" if at else text
+        return f"...@{text.rpartition('@')[2]}" if "@" in text else text
     secrets = [name for name in url.query if "password" in name.lower() or name.lower() in ("passwd", "sslkey")]
     return url._replace(password=None).difference_update_query(secrets).render_as_string(hide_password=False)

@@ -151,7 +151,7 @@ class Database:
 
     def put_file(self, name: str, content: bytes) -> None:
         """Keep a file for workers that do not see the run folder; replaces one of that name."""
-        rows, study_id, digest = tables.files.c, self._study_id, hashlib.sha256(content).hexdigest()
+        rows, study_id, digest = tables.files.c, self._study_id, _sha256(content)
 
         def put() -> None:
             with self.engine.begin() as connection:
@@ -175,7 +175,7 @@ class Database:
         def read() -> dict[str, bytes]:
             with self.engine.connect() as connection:
                 found = connection.execute(wanted).all()
-            return {row.name: row.content for row in found if hashlib.sha256(row.content).hexdigest() == row.digest}
+            return {row.name: row.content for row in found if _sha256(row.content) == row.digest}
 
         with storage_errors(self.address):
             return patiently(self.engine, read)
@@ -183,6 +183,10 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def damaged(address: Address, why: str) -> UserError:
