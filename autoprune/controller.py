@@ -200,18 +200,16 @@ class Controller:
                 if turn.claim is not None:
                     with self.study.working(turn.claim):
                         failed = self._work(turn.claim, turn.pending, known)
-                elif turn.stored >= planned:
-                    break
-                else:
+                elif turn.stored < planned:
                     time.sleep(POLL_S)
-                    failed = None
                 self._learn(self.study.news(), known)
                 note = "" if known.best is None else f"best {self.label(known.best)}"
                 task.advance(len(self.study.trials) - done, note=note)
                 done = len(self.study.trials)
                 if turn.claim is not None:
                     streak.count(failed, self.study.path)
-        return self.study.trials
+                elif turn.stored >= planned:
+                    return self.study.trials
 
     def _work(self, claim: Claim, pending: Pending, known: _Known) -> _Failure | None:
         """Find a candidate for a claimed trial, evaluate and store it; return how it failed, if it did."""

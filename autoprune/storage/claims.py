@@ -44,7 +44,7 @@ class Turn:
     Attributes:
         claim: a trial for it; None where there is none (left).
         pending: candidates that others evaluate now, by number; None where that is not known yet.
-        stored: how many trials are stored.
+        stored: how many trials are stored, at least.
     """
 
     claim: Claim | None
@@ -73,12 +73,11 @@ class Claims:
     def _next(self, planned: int) -> Turn:
         rows = tables.claims.c
         while True:
-            # what is unfinished first: a trial begun in between counts as stored for a moment, never the reverse
-            unfinished = self._unfinished()
             with self.engine.connect() as connection:
                 last = connection.execute(select(func.max(rows.number)).where(rows.study_id == self.study_id)).scalar()
             begun = 0 if last is None else last + 1
-            stored = begun - len(unfinished)
+            unfinished = self._unfinished()  # afterwards: what is begun in between must not count as stored
+            stored = begun - sum(row.number < begun for row in unfinished)
             pending = {row.number: _candidate(row.candidate) for row in unfinished}
             for row in unfinished:
                 if row.number < planned and self.presence.is_stale(row.worker, row.token, row.beat):
