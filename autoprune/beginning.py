@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -48,5 +47,5 @@ def discarded_unless_prepared(study: Study) -> Iterator[None]:
         yield
     except UserError:
         if not study.config.prepared:
-            shutil.rmtree(study.path)
+            study.discard()
         raise

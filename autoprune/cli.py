@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoprune import cli_doctor, cli_models
+from autoprune import cli_doctor, cli_models, cli_worker
 from autoprune import cli_options as options
 from autoprune.cli_errors import guarded
 
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app)
 app.add_typer(cli_doctor.app)
+app.add_typer(cli_worker.app)
 
 
 def main() -> None:
@@ -100,6 +101,10 @@ def search(
     format: options.Formats = None,
     finetune_epochs: options.FineTuneEpochs = 0,
     finetune_arg: options.FineTuneArg = None,
+    storage: options.Storage = None,
+    study: options.StudyName = None,
+    workers: options.Workers = 1,
+    executor: options.Executor = "local",
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -150,6 +155,10 @@ def search(
         points=points,
         formats=format or (),
         finetune=_fine_tune(finetune_epochs, finetune_arg),
+        storage=storage,
+        study=study,
+        workers=workers,
+        executor=executor,
         progress=RichProgress(),
     )
     _shown(result.run, json)
@@ -165,6 +174,9 @@ def resume(
     measure_latency: Annotated[
         bool, typer.Option("--measure-latency", help="Measure again what predicts latency, on this device.")
     ] = False,
+    storage: options.Storage = None,
+    workers: options.Workers = 1,
+    executor: options.Executor = "local",
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -172,7 +184,15 @@ def resume(
     from autoprune import api
     from autoprune.progress import RichProgress
 
-    result = api.resume(run, trials=trials, measure_latency=measure_latency, progress=RichProgress())
+    result = api.resume(
+        run,
+        trials=trials,
+        measure_latency=measure_latency,
+        storage=storage,
+        workers=workers,
+        executor=executor,
+        progress=RichProgress(),
+    )
     _shown(result.run, json)
 
 

@@ -1,8 +1,8 @@
 """The search loop: ask, check, evaluate, store, tell.
 
 Trial k belongs to agent ``k % len(agents)``, one agent per share of the budget, and each learns from its own trials
-only. Everything random in trial k is seeded by (study seed, k) inside the agent, so going on after a kill is: tell
-the recorded trials again, in order, and ask for the next number.
+only, whichever worker evaluated them. Everything random in trial k is seeded by (study seed, k) inside the agent, so
+going on after a kill is: tell the recorded trials again, in order, and ask for the next number.
 
 With `evaluate_above`, a candidate is stopped when it is certain that it cannot join the front of the whole study (see
 `bounds`). Of the candidates that are proposed, the same ones make the front; but an agent that learns is told a bound
@@ -17,17 +17,21 @@ search that goes on finds agents and models in the states in which they were.
 from __future__ import annotations
 
 import errno
+import itertools
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from autoprune.agents.base import Agent, Reading, Trial
 from autoprune.bounds import Cut, Staircase
 from autoprune.heuristic import Heuristic
 from autoprune.keeping import Keeper
 from autoprune.measure import TooNoisy
+from autoprune.measure.turns import among_others
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
 from autoprune.running import EvaluationFailed
@@ -35,10 +39,20 @@ from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT
+from autoprune.storage import Claim, LostClaim
 from autoprune.study import Study, objectives
+
+Pending: TypeAlias = Mapping[int, Candidate | None]
+"""What others evaluate now, by number; None where they do not know yet."""
 
 MAX_FAILURES = 3
 """So many failed trials in a row, all of one kind, stop the search: the next would fail as well."""
+
+POLL_S = 0.1
+"""How often to look what became of the trials that other workers evaluate."""
+
+ASK_AGAIN = 3
+"""Times that an agent is asked again, at once, for a candidate that nobody evaluates."""
 
 MAX_MEASUREMENTS = 3
 """Of a candidate and its repairs, before it is scored."""
@@ -64,6 +78,64 @@ class _Placed:
     readings: tuple[Reading, ...] = ()
     outcome: dict[str, Any] | None = None
     kind: str = ""
+
+
+class _Known:
+    """What the trials so far say: of each candidate, of those that set a bound, and of predictions.
+
+    Attributes:
+        outcomes: of each candidate its score, else its latest and lowest bound.
+        best: the best score.
+    """
+
+    def __init__(self, staircase: Staircase, predict: Callable[[Candidate], float] | None) -> None:
+        self.outcomes: dict[Candidate, Trial] = {}
+        self.staircase = staircase
+        self.heuristic = None if predict is None else Heuristic(predict)
+        self.best: float | None = None
+
+    def add(self, trial: Trial) -> None:
+        """Take in a trial that did not fail."""
+        self.staircase.add(trial)
+        if self.heuristic is not None:
+            self.heuristic.learn(trial)
+        if trial.score is None:
+            return
+        if trial.state == "complete" and (self.best is None or trial.score > self.best):
+            self.best = trial.score
+        before = self.outcomes.get(trial.candidate)
+        if before is not None and before.state == "complete":
+            return
+        if before is None or trial.state == "complete" or before.score is None or trial.score < before.score:
+            self.outcomes[trial.candidate] = trial
+
+
+class _Failure(NamedTuple):
+    """A failed trial: the kind of its failure, and what it said."""
+
+    kind: str
+    message: str
+
+
+@dataclass(slots=True)
+class _Streak:
+    """Kinds of the failures since the last success, all the same."""
+
+    kind: str | None = None
+    length: int = 0
+
+    def count(self, failed: _Failure | None, run: Path) -> None:
+        """Count a trial; raise a UserError where the next would certainly fail as well."""
+        if failed is None:
+            self.kind, self.length = None, 0
+            return
+        self.length = self.length + 1 if failed.kind == self.kind else 1
+        self.kind = failed.kind
+        if self.length >= MAX_FAILURES:
+            raise UserError(
+                f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failed.message} "
+                f"Mend that, then go on with `autoprune resume {run}`."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,53 +181,88 @@ class Controller:
     label: Callable[[float], str] = "{:.4g}".format
 
     def run(self) -> list[Trial]:
-        """Run until the study holds as many trials as its configuration plans; return all of them.
+        """Work until the study holds as many trials as its configuration plans; return all of them.
+
+        Other workers may do the same: each trial is evaluated by one of them. The last trials may be theirs, and are
+        waited for, or taken over.
 
         Raises:
             UserError: the evaluation cannot work as it is set up, or failed three times in a row in the same way.
             KeyboardInterrupt: the user stopped it; finished trials are stored.
         """
-        trials = self.study.trials
-        known: dict[Candidate, Trial] = {}  # what is known of a candidate: its score, else its latest bound
-        staircase = Staircase(objectives(self.study.config.budget)[1:], self.tolerance)
-        heuristic = None if self.predict is None else Heuristic(self.predict)
+        known = _Known(Staircase(objectives(self.study.config.budget)[1:], self.tolerance), self.predict)
+        self._learn(self.study.trials, known)
+        streak = _Streak()
+        planned, done = self.study.config.trials, len(self.study.trials)
+        with self.progress.task("Searching", total=planned, unit="trials", done=done) as task:
+            while True:
+                turn = self.study.next()
+                if turn.claim is not None:
+                    with self.study.working(turn.claim):
+                        failed = self._work(turn.claim, turn.pending, known)
+                elif turn.stored < planned:
+                    time.sleep(POLL_S)
+                self._learn(self.study.news(), known)
+                note = "" if known.best is None else f"best {self.label(known.best)}"
+                task.advance(len(self.study.trials) - done, note=note)
+                done = len(self.study.trials)
+                if turn.claim is not None:
+                    streak.count(failed, self.study.path)
+                elif turn.stored >= planned:
+                    return self.study.trials
 
-        def learn(trial: Trial) -> None:
-            _learn(known, trial)
-            staircase.add(trial)
-            if heuristic is not None:
-                heuristic.learn(trial)
+    def _work(self, claim: Claim, pending: Pending, known: _Known) -> _Failure | None:
+        """Find a candidate for a claimed trial, evaluate and store it; return how it failed, if it did."""
+        number, start = claim.number, time.perf_counter()
+        seat = self._seat(number)
+        try:
+            candidate = self._ask(claim, pending, known)
+            placed = self._place(candidate, seat, known.outcomes)
+            while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
+                self._wait(known)
+            trial, kind = self._try(number, placed, seat, known, start)
+            self.study.store(claim, trial, self.space.keep_ratios(trial.candidate))
+        except LostClaim as lost:
+            self.progress.say(f"Dropped: {lost}.")
+            return None
+        if trial.state != "failed":
+            return None
+        self.progress.say(f"Trial {number} failed: {trial.message}")
+        return _Failure(kind, trial.message or "")
 
+    def _ask(self, claim: Claim, pending: Pending, known: _Known) -> Candidate:
+        """A candidate for a claimed trial, which nobody else evaluates: what they do evaluate is waited for if need be.
+
+        Asked again, an agent knows what it was told meanwhile, and what others evaluate.
+        """
+        number = claim.number
+        agent = self._seat(number).agent
+        for attempt in itertools.count():
+            others = sorted(pending.items())
+            agent.pending = tuple(each for other, each in others if self._seat(other).agent is agent)
+            candidate = agent.ask(number)
+            if self._may_evaluate(claim, candidate, known):
+                return candidate
+            if attempt >= ASK_AGAIN:
+                time.sleep(POLL_S)
+            self._learn(self.study.news(), known)
+            pending = self.study.pending(claim)
+        raise AssertionError("unreachable")
+
+    def _may_evaluate(self, claim: Claim, candidate: Candidate, known: _Known) -> bool:
+        """Whether the outcome is known already, or else nobody evaluates the candidate but the owner of the claim."""
+        return candidate in known.outcomes or self.study.begin(claim, candidate)
+
+    def _wait(self, known: _Known) -> None:
+        time.sleep(POLL_S)
+        self._learn(self.study.news(), known)
+
+    def _learn(self, trials: Iterable[Trial], known: _Known) -> None:
+        """Tell trials, of this worker or others, to their agents, and take in what they say."""
         for trial in trials:
-            learn(trial)
             self._tell(trial)
-        best = max((t.score for t in trials if t.state == "complete" and t.score is not None), default=None)
-        streak: list[str] = []  # kinds of the failures since the last success, all the same
-        planned = self.study.config.trials
-        with self.progress.task("Searching", total=planned, unit="trials", done=len(trials)) as task:
-            while len(trials) < planned:
-                number = len(trials)
-                seat = self._seat(number)
-                start = time.perf_counter()
-                placed = self._place(seat.agent.ask(number), seat, known)
-                trial, kind = self._try(number, placed, seat, known, staircase, heuristic, start)
-                self.study.append(trial, self.space.keep_ratios(trial.candidate))
-                self._tell(trial)
-                if trial.state == "failed":
-                    streak = [*streak, kind] if kind in streak else [kind]
-                    self.progress.say(f"Trial {number} failed: {trial.message}")
-                    if len(streak) >= MAX_FAILURES:
-                        raise UserError(
-                            f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {trial.message} "
-                            f"Mend that, then go on with `autoprune resume {self.study.path}`."
-                        )
-                else:
-                    streak = []
-                    learn(trial)
-                    if trial.state == "complete" and trial.score is not None and (best is None or trial.score > best):
-                        best = trial.score
-                task.advance(note="" if best is None else f"best {self.label(best)}")
-        return trials
+            if trial.state != "failed":
+                known.add(trial)
 
     def _seat(self, number: int) -> Seat:
         return self.seats[number % len(self.seats)]
@@ -213,21 +320,19 @@ class Controller:
         number: int,
         placed: _Placed,
         seat: Seat,
-        known: Mapping[Candidate, Trial],
-        staircase: Staircase,
-        heuristic: Heuristic | None,
+        known: _Known,
         start: float,
     ) -> tuple[Trial, str]:
         """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
         candidate, costs, kind = placed.candidate, placed.costs, placed.kind
-        twin, incumbent = known.get(candidate), staircase.incumbent(costs)
+        twin, incumbent = known.outcomes.get(candidate), known.staircase.incumbent(costs)
         if placed.outcome is not None:
             became = placed.outcome
         elif twin is not None and _settles(twin, incumbent):
             became = _settled(twin)
         else:
             try:
-                became = self._judge(number, candidate, incumbent, heuristic)
+                became = self._judge(number, candidate, incumbent, known.heuristic)
             except UserError:
                 raise
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
@@ -277,20 +382,15 @@ class Controller:
         return became
 
     def _evaluate(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
+        with nullcontext() if self.keeper is None else among_others():  # others on this machine may measure
+            return self._score(number, candidate, incumbent)
+
+    def _score(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
         if self.race is not None:
             return self.race(number, candidate, incumbent)
         if self.evaluate_above is None or incumbent is None or incumbent.score is None:
             return float(self.evaluate(candidate))
         return self.evaluate_above(candidate, incumbent.score)
-
-
-def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
-    """Remember the first score of a candidate, and until there is one its lowest bound."""
-    before = known.get(trial.candidate)
-    if trial.score is None or (before is not None and before.state == "complete"):
-        return
-    if before is None or trial.state == "complete" or before.score is None or trial.score < before.score:
-        known[trial.candidate] = trial
 
 
 def _settles(twin: Trial, incumbent: Trial | None) -> bool:

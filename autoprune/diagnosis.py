@@ -151,7 +151,8 @@ class _Patient:
 
     def study(self) -> Iterator[Finding]:
         """study.db"""
-        if self.in_use is not None:  # a copy might be torn, and its process sees to the rest
+        elsewhere = self.config is not None and self.config.storage is not None
+        if elsewhere or self.in_use is not None:  # a copy might be torn, and its process sees to the rest
             yield from self._database(self.run)
             return
         # Reading a database in place may write: what a killed process began is taken back.
@@ -164,31 +165,39 @@ class _Patient:
             yield from self._database(Path(folder))
 
     def _database(self, folder: Path) -> Iterator[Finding]:
-        file = folder / STUDY
+        file, name = folder / STUDY, STUDY
+        if self.config is not None and self.config.storage is not None:
+            name = self.config.storage
         try:
             if file.exists():
                 mode = "ro" if folder == self.run else "rw"
                 with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
                     (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
                 if verdict != "ok":
-                    yield Finding("damaged", STUDY, _line(verdict), RESTORE)
+                    yield Finding("damaged", name, _line(verdict), RESTORE)
                     return
             if self.config is None:
-                yield Finding("ok", STUDY) if file.exists() else Finding("missing", STUDY, do=RESTORE)
+                yield Finding("ok", name) if file.exists() else Finding("missing", name, do=RESTORE)
                 return
             trials = Study.read(folder).trials
         except Exception as error:  # sqlite3, SQLAlchemy and Optuna raise many types
-            verdict, do = "damaged" if file.exists() else "missing", "" if isinstance(error, UserError) else RESTORE
-            yield Finding(verdict, STUDY, _line(str(error).replace(str(folder), str(self.run))), do)
+            verdict, do = (
+                "damaged" if file.exists() or name != STUDY else "missing",
+                "" if isinstance(error, UserError) else RESTORE,
+            )
+            yield Finding(verdict, name, _line(str(error).replace(str(folder), str(self.run))), do)
             return
         self.trials = {trial.number: trial.state for trial in trials}
         wrong = [t.number for t in trials if t.state == "complete" and t.score is None]
-        if [trial.number for trial in trials] != list(range(len(trials))):
-            yield Finding("damaged", STUDY, f"the numbers of its {len(trials)} trials have gaps or repeats", RESTORE)
+        gaps = sorted(set(range(len(trials))) - self.trials.keys())
+        if len(self.trials) < len(trials):
+            yield Finding("damaged", name, f"only {len(self.trials)} of its {len(trials)} trials differ", RESTORE)
         elif wrong:
-            yield Finding("damaged", STUDY, f"trial {wrong[0]} is complete, but has no score", RESTORE)
+            yield Finding("damaged", name, f"trial {wrong[0]} is complete, but has no score", RESTORE)
         else:
-            yield Finding("ok", STUDY, f"{len(trials)} of {self.config.trials} trials")
+            yield Finding("ok", name, f"{len(trials)} of {self.config.trials} trials")
+            if gaps and self.in_use is None:  # several workers were killed, of which some had stored later ones
+                yield Finding("remark", name, f"trial {gaps[0]} was begun, and is not stored", self._resume)
 
     def artefacts(self) -> Iterator[Finding]:
         """profile, finetune and front.json"""

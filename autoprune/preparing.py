@@ -131,6 +131,20 @@ def ready_devices(bench: Workbench, study: Study, progress: Progress, *, again: 
     gauges.add_costs(bench.space, bench.config.latency_confidence)
 
 
+def load_devices(bench: Workbench, run: Path, progress: Progress) -> None:
+    """As `ready_devices`, for those who only take part: nothing is measured.
+
+    Raises:
+        UserError: the run folder does not hold what is needed, or what was learnt of another device.
+    """
+    missing = bench.gauges.load(bench.space, run, progress)
+    if missing:
+        raise UserError(
+            f"{run} does not hold what predicts latency on {missing[0].device}. Measure it: autoprune resume {run}."
+        )
+    bench.gauges.add_costs(bench.space, bench.config.latency_confidence)
+
+
 def device_profile(config: SearchConfig, run: Path, progress: Progress) -> DeviceProfile:
     """The file that keeps what is learnt about devices: the one that was named, or the run's own."""
     return DeviceProfile(run / DEVICE if config.device_profile is None else config.device_profile, progress=progress)
