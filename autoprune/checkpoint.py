@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.documents import Newer
+from autoprune.documents import Damaged, Newer, parsing
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError
 
@@ -52,9 +52,21 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         UserError: the file is damaged, or is the checkpoint of another training. It is left as it is: what it holds
             may be worth more than the wish to overwrite it.
     """
-    if not path.exists():
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
         return None
-    saved = _read(path)
+    except OSError as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+    payload = _payload(path, content)
+    try:
+        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
+    if saved["format"] != FORMAT:
+        raise UserError(
+            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
+        )
     other = [
         f"{name} was {saved['identity'].get(name)!r}, is now {identity.get(name)!r}"
         for name in sorted(saved["identity"].keys() | identity.keys())
@@ -73,31 +85,23 @@ def check_checkpoint(path: Path) -> None:
     """Refuse a file that is no whole checkpoint, of whatever training.
 
     Raises:
-        UserError: saying what is wrong with it.
+        Damaged: it is torn or altered.
+        Newer: it is of a format to come.
     """
-    _read(path)
+    payload = _payload(path, path.read_bytes())
+    with parsing(path):
+        version = int(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)["format"])
+    if version > FORMAT:
+        raise Newer(path, version, FORMAT)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+def _payload(path: Path, content: bytes) -> bytes:
+    """What `torch.save` wrote, if it is whole."""
     start = len(_MAGIC) + hashlib.sha256().digest_size
     digest, payload = content[len(_MAGIC) : start], content[start:]
     if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
-        raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
-    try:
-        saved: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
-    if isinstance(saved["format"], int) and saved["format"] > FORMAT:
-        raise Newer(path, saved["format"], FORMAT)
-    if saved["format"] != FORMAT:
-        raise UserError(
-            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
-        )
-    return saved
+        raise Damaged(path, "it is not a whole checkpoint of autoprune", _DELETE)
+    return payload
 
 
 def shapes_digest(model: nn.Module) -> str:

@@ -151,8 +151,7 @@ class _Patient:
 
     def study(self) -> Iterator[Finding]:
         """study.db"""
-        elsewhere = self.config is not None and self.config.storage is not None
-        if elsewhere or self.in_use is not None:  # a copy might be torn, and its process sees to the rest
+        if self._server is not None or self.in_use is not None:  # the copy of one in use might be torn
             yield from self._database(self.run)
             return
         # Reading a database in place may write: what a killed process began is taken back.
@@ -165,38 +164,34 @@ class _Patient:
             yield from self._database(Path(folder))
 
     def _database(self, folder: Path) -> Iterator[Finding]:
-        file, name = folder / STUDY, STUDY
-        if self.config is not None and self.config.storage is not None:
-            name = self.config.storage
+        file, name = folder / STUDY, self._server or STUDY
+        verdict = "damaged" if file.exists() else "missing"
         try:
             if file.exists():
                 mode = "ro" if folder == self.run else "rw"
                 with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
-                    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-                if verdict != "ok":
-                    yield Finding("damaged", name, _line(verdict), RESTORE)
+                    (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+                if found != "ok":
+                    yield Finding(verdict, name, _line(found), RESTORE)
                     return
             if self.config is None:
-                yield Finding("ok", name) if file.exists() else Finding("missing", name, do=RESTORE)
+                yield Finding("ok", name) if file.exists() else Finding(verdict, name, do=RESTORE)
                 return
             trials = Study.read(folder).trials
         except Exception as error:  # sqlite3, SQLAlchemy and Optuna raise many types
-            verdict, do = (
-                "damaged" if file.exists() or name != STUDY else "missing",
-                "" if isinstance(error, UserError) else RESTORE,
-            )
-            yield Finding(verdict, name, _line(str(error).replace(str(folder), str(self.run))), do)
+            why = _line(str(error).replace(str(folder), str(self.run)))
+            yield Finding(verdict, name, why, "" if isinstance(error, UserError) else RESTORE)
             return
         self.trials = {trial.number: trial.state for trial in trials}
-        wrong = [t.number for t in trials if t.state == "complete" and t.score is None]
+        unscored = [t.number for t in trials if t.state == "complete" and t.score is None]
         gaps = sorted(set(range(len(trials))) - self.trials.keys())
         if len(self.trials) < len(trials):
             yield Finding("damaged", name, f"only {len(self.trials)} of its {len(trials)} trials differ", RESTORE)
-        elif wrong:
-            yield Finding("damaged", name, f"trial {wrong[0]} is complete, but has no score", RESTORE)
+        elif unscored:
+            yield Finding("damaged", name, f"trial {unscored[0]} is complete, but has no score", RESTORE)
         else:
             yield Finding("ok", name, f"{len(trials)} of {self.config.trials} trials")
-            if gaps and self.in_use is None:  # several workers were killed, of which some had stored later ones
+            if gaps and self.in_use is None:  # of several workers, one was killed that others had overtaken
                 yield Finding("remark", name, f"trial {gaps[0]} was begun, and is not stored", self._resume)
 
     def artefacts(self) -> Iterator[Finding]:
@@ -300,6 +295,11 @@ class _Patient:
 
     def _can_score_again(self) -> bool:
         return self.config is None or not self.config.prepared or "importance" in self.config.fingerprints
+
+    @property
+    def _server(self) -> str | None:
+        """Where the trials are, if not in the run folder."""
+        return None if self.config is None else self.config.storage
 
     @property
     def _resume(self) -> str:
