@@ -284,6 +284,7 @@ class Study:
         """Remove the run folder, and the study from its storage: nothing was tried yet."""
         if self.config.storage is not None:
             self._database.delete()
+        self.close()
         shutil.rmtree(self.path)
 
     def close(self) -> None:
