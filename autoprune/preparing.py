@@ -82,8 +82,8 @@ def make_ready(study: Study, bench: Workbench, progress: Progress, *, measure_ag
     Raises:
         UserError: the search cannot work.
     """
-    config, begun = study.config, study.config.prepared
-    if reads_data(config.importance) and not begun:  # else `rebuild_workbench` did it
+    config, prepared = study.config, study.config.prepared
+    if reads_data(config.importance) and not prepared:  # else `rebuild_workbench` did it
         loss = bench.objects.importance_loss
         rank_units(bench.space, bench.data, config, study.path, loss=loss, progress=progress)
         digest = scores_digest(bench.space, config.importance)
@@ -92,11 +92,11 @@ def make_ready(study: Study, bench: Workbench, progress: Progress, *, measure_ag
         stopping.check()
     if bench.gauges.costs:
         ready_devices(bench, study, progress, again=measure_again)
-        if not begun:
+        if not prepared:
             _check_tightest(bench, bench.budget)
     uniform = make_seats(bench)[0].agent.uniform()
     order = read_hardest_first(bench, uniform, study.path, progress)
-    if not begun:
+    if not prepared:
         if config.bounds == "statistical":
             check_race(bench.evaluator, order)
         stopping.check()
