@@ -48,7 +48,7 @@ CACHES = {
     "profile/device.json": "unread",
     "profile/kl.json": "unread",
     "front.json": "other",
-    "front/0/architecture.json": "same",
+    "front/0/architecture.json": "other",
     "front/0/model.safetensors": "weights",
     "front/0/model.onnx": "other",
 }
