@@ -50,6 +50,7 @@ from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.study import Study, check_new
+from autoprune.trust import new_id, remember
 from autoprune.verifying import forget_verified
 from autoprune.workbench import (
     HandedOver,
@@ -255,6 +256,7 @@ def search(
         finetune=None if finetune is None else finetune.to_dict(),
         formats=tuple(formats),
         versions={"autoprune": autoprune.__version__, "torch": str(torch.__version__)},
+        id=new_id(),
     )
     objects = handed_over(
         config,
@@ -280,6 +282,7 @@ def search(
             measure_trials=settle_measuring(bench, uniform, progress),
             fingerprints=fingerprints(bench),
         )
+        remember(config)  # whoever starts a search trusts it
         with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
             return _go_on(study, replace(bench, config=config), order, progress)
 
@@ -289,6 +292,7 @@ def resume(
     *,
     trials: int | None = None,
     measure_latency: bool = False,
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> Result:
@@ -301,6 +305,7 @@ def resume(
         run: the run folder.
         trials: how many to add to the plan; None finishes the plan.
         measure_latency: measure the devices again, for the models that predict. Trials made with others stay.
+        trust: let a run from elsewhere run the code that its configuration names, now and later (docs/security.md).
 
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
@@ -308,7 +313,7 @@ def resume(
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     with Study.open(Path(run)) as study:
-        bench = rebuild_workbench(study.config, study.path, **given)
+        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
         with bench.gauges:
             if measure_latency:
                 learn_devices(bench, progress)

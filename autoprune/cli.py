@@ -164,6 +164,7 @@ def resume(
     measure_latency: Annotated[
         bool, typer.Option("--measure-latency", help="Measure again what predicts latency, on this device.")
     ] = False,
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -171,7 +172,7 @@ def resume(
     from autoprune import api
     from autoprune.progress import RichProgress
 
-    result = api.resume(run, trials=trials, measure_latency=measure_latency, progress=RichProgress())
+    result = api.resume(run, trials=trials, measure_latency=measure_latency, trust=trust, progress=RichProgress())
     _shown(result.run, json)
 
 
@@ -196,6 +197,7 @@ def proxy(
     budget: options.OtherBudget = None,
     kd: Annotated[bool, typer.Option("--kd/--no-kd", help="With the dense model as teacher.")] = True,
     finetune_arg: options.FineTuneArg = None,
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -212,6 +214,7 @@ def proxy(
         finetune_options=parse_model_args(finetune_arg or []),
         kd=kd,
         budget=budget or None,
+        trust=trust,
         progress=RichProgress(),
     )
     print_proxy(found, json=json)
@@ -232,6 +235,7 @@ def profile(
     divergence: Annotated[
         str, typer.Option(help="auto, classes, tokens (both KL), or squares (any outputs).")
     ] = "auto",
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -241,7 +245,9 @@ def profile(
     from autoprune.progress import RichProgress
 
     chosen = int(levels) if levels.isdecimal() else levels
-    table = profiling.profile(run, levels=chosen, samples=samples, divergence=divergence, progress=RichProgress())
+    table = profiling.profile(
+        run, levels=chosen, samples=samples, divergence=divergence, trust=trust, progress=RichProgress()
+    )
     (print_profile_json if json else print_profile)(table, run / profiling.TABLE)
 
 
@@ -252,6 +258,7 @@ def finetune(
     point: options.Point = "best",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
     finetune_arg: options.FineTuneArg = None,
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -263,7 +270,7 @@ def finetune(
     settings = _fine_tune(epochs, finetune_arg)
     if settings is None:
         raise UserError(f"Fine-tuning takes at least 1 epoch, but got {epochs}. Set --epochs.")
-    points.fine_tune(run, settings, point=point, progress=RichProgress())
+    points.fine_tune(run, settings, point=point, trust=trust, progress=RichProgress())
     _shown(run, json)
 
 
@@ -276,12 +283,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="What to write. Default: named after run and point, in the current folder.")
     ] = None,
+    trust: options.Trust = False,
     debug: options.Debug = False,
 ) -> None:
     """Write one point of the front to a file or folder; it is read back and compared first."""
     from autoprune import points
 
-    typer.echo(points.export_point(run, format, point=point, out=out))
+    typer.echo(points.export_point(run, format, point=point, out=out, trust=trust))
 
 
 def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:

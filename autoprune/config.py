@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from autoprune.bounds import BOUNDS
-from autoprune.files import atomic_write
+from autoprune.files import atomic_write, check_links
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.statistical import AUDIT, ERROR
 
@@ -41,7 +41,7 @@ MEASURE_TRIALS = ("auto", "on", "off")
 
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "run": ("format", "versions", "fingerprints"),
+    "run": ("format", "id", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "align", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
@@ -73,6 +73,13 @@ _TABLES: dict[str, tuple[str, ...]] = {
     ),
     "result": ("points", "finetune", "formats"),
 }
+
+_LISTS = ("budget", "runtimes", "formats")
+_TEXTS = (
+    *("id", "model", "weights", "device", "data", "data_root", "agent", "prior", "aim", "score", "importance"),
+    *("recovery", "precision", "bounds", "measure_trials", "device_profile", *_LISTS),
+)
+"""Settings that are words, or lists of them: whoever reads them may rely on that."""
 
 # Stored as lists of NAME=VALUE with the value in JSON, as typed on the command line: TOML has no word for None.
 _ARGUMENTS = {"model_args", "agent_options", "finetune"}
@@ -124,6 +131,7 @@ class SearchConfig:
         fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused.
         versions: of autoprune and torch when the run was made.
         format: of the run folder.
+        id: random name of the run, by which its user is remembered (see `trust`); None in runs of older releases.
     """
 
     budget: tuple[str, ...]
@@ -171,8 +179,13 @@ class SearchConfig:
     fingerprints: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    id: str | None = None
 
     def __post_init__(self) -> None:
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if not all(isinstance(text, str) for text in (value if name in _LISTS else [value]) if text is not None):
+                raise UserError(f"`{name}` must be a text, but got {value!r}.")
         for name, least in (
             ("trials", 1),
             ("points", 1),
@@ -235,7 +248,8 @@ class SearchConfig:
         """Read the configuration of a run folder.
 
         Raises:
-            UserError: `folder` is not a run folder, was made by another format, or its file cannot be read.
+            UserError: `folder` is not a run folder, was made by another format, its file cannot be read, or a link in
+                it leads elsewhere.
         """
         path = folder / FILE
         try:
@@ -244,6 +258,9 @@ class SearchConfig:
             raise UserError(_not_a_run(folder)) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}. Mend that line, or restore the file.") from None
+        except RecursionError:
+            raise UserError(f"{path} is damaged: it is nested too deeply. Restore the file.") from None
+        check_links(folder)
         found = tables["run"].get("format") if isinstance(tables.get("run"), dict) else None
         if found is None:
             raise UserError(f"{path} is damaged: it names no run format. Restore the file, or start a new run.")

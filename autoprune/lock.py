@@ -1,9 +1,14 @@
-"""One process per run folder: an exclusive `flock`, which the kernel releases however the process ends."""
+"""Locks between processes: an exclusive `flock`, which the kernel releases however the process ends.
+
+`FolderLock` keeps a run folder to one process; `locked` makes others wait for a moment.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -20,7 +25,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor: int | None = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._descriptor: int | None = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -47,6 +52,17 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process writes `path`, and keep others waiting meanwhile.
+
+    The file ``NAME.lock`` beside it stays: removing it would let two processes lock two files.
+    """
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _close_in_child() -> None:

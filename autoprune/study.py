@@ -126,7 +126,7 @@ class Study:
         try:
             frozen = loaded._study.get_trials(deepcopy=False)
             loaded.trials = [_from_optuna(trial.number, trial.user_attrs) for trial in frozen]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path / FILE, f"a trial cannot be read ({error!r})") from None
         return loaded
 
@@ -273,6 +273,8 @@ def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
     # Older studies keep an attribute for each, and do not say: the share evaluated, before trials could be cut; the
     # pruning, before it had a name; and what was measured, before trials were.
     attributes = attributes.get(_TRIAL, attributes)
+    if attributes["state"] not in _STATES:
+        raise ValueError(f"the state {attributes['state']!r}")
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"

@@ -64,7 +64,7 @@ def load_arrays(path: Path) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(_read(path)), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
         raise UserError(f"{path} is not a pickle of numpy arrays, or is damaged: {error}") from error
 
 
