@@ -74,12 +74,12 @@ _TABLES: dict[str, tuple[str, ...]] = {
     "result": ("points", "finetune", "formats"),
 }
 
-_LISTS = ("budget", "runtimes", "formats")
+# Whoever reads these may rely on their type: a file from elsewhere may hold anything.
 _TEXTS = (
     *("id", "model", "weights", "device", "data", "data_root", "agent", "prior", "aim", "score", "importance"),
-    *("recovery", "precision", "bounds", "measure_trials", "device_profile", *_LISTS),
+    *("recovery", "precision", "bounds", "measure_trials", "device_profile"),
 )
-"""Settings that are words, or lists of them: whoever reads them may rely on that."""
+_LISTS = ("budget", "runtimes", "formats")
 
 # Stored as lists of NAME=VALUE with the value in JSON, as typed on the command line: TOML has no word for None.
 _ARGUMENTS = {"model_args", "agent_options", "finetune"}
@@ -182,9 +182,12 @@ class SearchConfig:
     id: str | None = None
 
     def __post_init__(self) -> None:
-        for name in _TEXTS:
+        for name in (*_TEXTS, *_LISTS):
             value = getattr(self, name)
-            if not all(isinstance(text, str) for text in (value if name in _LISTS else [value]) if text is not None):
+            if name in _LISTS:
+                if not (isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)):
+                    raise UserError(f"`{name}` must be a list of texts, but got {value!r}.")
+            elif not (value is None or isinstance(value, str)):
                 raise UserError(f"`{name}` must be a text, but got {value!r}.")
         for name, least in (
             ("trials", 1),

@@ -91,7 +91,7 @@ class Races:
                     found = np.lib.format.read_array(file, allow_pickle=False)
                 if found.shape != (self.evaluator.data.search.num_samples,) or found.dtype != np.float64:
                     raise ValueError(f"shape {found.shape}, {found.dtype}")
-            except (ValueError, OSError, EOFError, MemoryError) as error:
+            except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
                 raise UserError(f"{path} is damaged ({error}). Delete it: it is made again.") from None
             self._known[trial.number] = found
         return self._known[trial.number]

@@ -266,7 +266,7 @@ def _hover(trial: Trial, score: str) -> str:
         f"<br>{html.escape(cost_name(name))} {format_cost(name, value)}" for name, value in trial.costs.items()
     )
     message = f"<br>{html.escape(redact(trial.message)[:200])}" if trial.message else ""
-    return f"trial {trial.number}, {html.escape(trial.state)}<br>{format_score(score, trial.score)}{costs}{message}"
+    return f"trial {trial.number}, {trial.state}<br>{format_score(score, trial.score)}{costs}{message}"
 
 
 def _point_hover(name: str, cost: str, point: FrontPoint, value: float | None, score: str, when: str) -> str:

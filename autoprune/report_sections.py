@@ -103,12 +103,10 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
         if trial.state == "complete":
             seen.add(trial.candidate)
     counts = Counter(outcomes)
-    chips = "".join(
-        f'<li class="{_class(name)}"><b>{n}</b> {html.escape(name)}</li>' for name, n in counts.most_common()
-    )
+    chips = "".join(f'<li class="{name.split()[0]}"><b>{n}</b> {name}</li>' for name, n in counts.most_common())
     reasons = Counter((t.state, t.message) for t in trials if t.state != "complete" and t.message)
     listed = "".join(
-        f'<li class="{_class(state)}">{n} {html.escape(f"{state}: {redact(text)}")}</li>'
+        f'<li class="{state}">{n} {state}: {html.escape(redact(text))}</li>'
         for (state, text), n in reasons.most_common(8)
     )
     costs = costs_of(trials)
@@ -122,11 +120,6 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
         f"<th>{html.escape(score)}, search split</th>{heads}<th>budget share</th><th>seconds</th><th>remark</th></tr>"
         f"</thead><tbody>{rows}</tbody></table></div></details>"
     )
-
-
-def _class(outcome: str) -> str:
-    """The word by which the style sheet knows what became of a trial."""
-    return html.escape(outcome.partition(" ")[0])
 
 
 def _trial_row(trial: Trial, outcome: str, costs: Sequence[str], score: str) -> str:

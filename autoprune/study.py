@@ -273,8 +273,6 @@ def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
     # Older studies keep an attribute for each, and do not say: the share evaluated, before trials could be cut; the
     # pruning, before it had a name; and what was measured, before trials were.
     attributes = attributes.get(_TRIAL, attributes)
-    if attributes["state"] not in _STATES:
-        raise ValueError(f"the state {attributes['state']!r}")
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"
