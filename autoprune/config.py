@@ -301,7 +301,7 @@ def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:
     try:
         pairs = [text.partition("=") for text in texts]
         return {name: json.loads(value) for name, _, value in pairs}
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         raise UserError(f"{path} must hold NAME=VALUE texts, VALUE in JSON, but got {list(texts)!r}.") from None
 
 

@@ -15,10 +15,11 @@ SHORTEST = 4
 """Shorter passwords are hidden in URLs and settings only: looked for anywhere, they would garble every text."""
 
 # Up to the last @ before a space or a double quote: a password may hold @ : and / where nobody encoded them. Two URLs
-# without a space between them lose what stands between, which is the right way to be wrong.
-_URL = re.compile(r"([A-Za-z][\w+.-]*://[^\s:/@\"]*):([^\s\"]*)@")
+# without a space between them lose what stands between, which is the right way to be wrong. The lengths are bounded, so
+# that no text from elsewhere takes for ever.
+_URL = re.compile(r"([A-Za-z][\w+.-]{0,40}://[^\s:/@\"]{0,200}):[^\s\"]{0,500}@")
 _SETTING = re.compile(
-    r"(\b\w*(?:password|passwd|pwd|passphrase)[\"']?\s*[=:]\s*)('[^']*'|\"[^\"]*\"|[^\s&;,'\")}]+)", re.IGNORECASE
+    r"(\b\w*(?:password|passwd|pwd|passphrase)(?:\s*=|[\"']\s*:)\s*)('[^']*'|\"[^\"]*\"|[^\s&;,'\")}]+)", re.IGNORECASE
 )
 _SECRET_KEY = re.compile(r"password|passwd|pwd|passphrase", re.IGNORECASE)
 
