@@ -30,6 +30,7 @@ from optuna.trial import TrialState
 from autoprune.agents.base import Reading, Trial
 from autoprune.config import SearchConfig
 from autoprune.files import atomic_folder, remove_leftovers
+from autoprune.journal import check_journal
 from autoprune.lock import FolderLock
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
@@ -238,6 +239,7 @@ def _create_database(folder: Path, name: str, config: SearchConfig) -> None:
 def _load_database(path: Path) -> optuna.Study:
     if not path.is_file():
         raise UserError(f"{path} is missing. Restore it from a copy, or start a new run.")
+    check_journal(path)
     try:
         connection = sqlite3.connect(path)
         try:

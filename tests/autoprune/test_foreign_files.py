@@ -31,6 +31,7 @@ from autoprune.config import SearchConfig
 from autoprune.data.readers import load_arrays
 from autoprune.files import atomic_write, check_links, read_json
 from autoprune.finished import Finished
+from autoprune.journal import check_journal
 from autoprune.models import ModelSource, load_weights
 from autoprune.points import example_inputs
 from autoprune.races import LOSSES, Races
@@ -153,6 +154,36 @@ def test_an_export_copies_no_file_from_elsewhere(run: Path, secret: Path, tmp_pa
 def test_names_of_devices_make_no_paths(run: Path, name: str) -> None:
     replace(SearchConfig.read(run), runtimes=(f"{name}=eager",)).write(run)
     refused(call("resume", run, "--measure-latency"), "device")
+
+
+@pytest.mark.parametrize("command", ["show", "resume"])
+def test_a_journal_that_names_a_file_deletes_nothing(run: Path, secret: Path, command: str) -> None:
+    hot_journal(run / "study.db")
+    check_journal(run / "study.db")  # as a killed process of our own leaves it
+    victim = str(secret / "file").encode()
+    number = (2**30 // 4096 + 1).to_bytes(4, "big")
+    length, checksum = len(victim).to_bytes(4, "big"), sum(victim).to_bytes(4, "big")
+    with (run / "study.db-journal").open("ab") as file:
+        file.write(number + victim + length + checksum + bytes.fromhex("d9d505f920a163d7"))
+    refused(call(command, run), "study.db-journal")
+    assert untouched(secret)
+    sqlite3.connect(run / "study.db").execute("select count(*) from t")
+    assert not untouched(secret), "the oracle: SQLite itself deletes the file"
+
+
+def hot_journal(path: Path) -> None:
+    """Put a database in the midst of a transaction at `path`, as after kill -9."""
+    living = path.with_name("living.db")
+    connection = sqlite3.connect(living, isolation_level=None)
+    connection.execute("create table t(x)")
+    connection.executemany("insert into t values (?)", [("a" * 1000,)] * 100)
+    connection.execute("pragma cache_size = 2")  # so that pages are written before the commit
+    connection.execute("begin")
+    connection.execute("update t set x = 'b' || x")
+    shutil.copy(living, path)
+    shutil.copy(f"{living}-journal", f"{path}-journal")
+    connection.close()
+    living.unlink()
 
 
 # -- contents ---------------------------------------------------------------------------------------------------------
