@@ -90,11 +90,11 @@ def check_links(folder: Path) -> None:
     Raises:
         UserError: naming the link.
     """
-    inside = folder.resolve()
+    inside = Path(os.path.realpath(folder))
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
                 raise UserError(
                     f"{path} is a link that leads out of the folder, and autoprune stays within it. Put a copy of what "
                     "it leads to in its place, or remove it."

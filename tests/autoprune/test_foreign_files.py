@@ -108,6 +108,8 @@ def test_links_within_a_folder_and_to_it_are_fine(run: Path, tmp_path: Path) -> 
     (tmp_path / "linked").symlink_to(run)
     check_links(tmp_path / "linked")
     assert call("show", tmp_path / "linked").exit_code == 0
+    (run / "loop").symlink_to("loop")
+    check_links(run)
     (run / "parent").symlink_to("..")
     with pytest.raises(UserError, match="parent"):
         check_links(run)
