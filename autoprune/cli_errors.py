@@ -31,10 +31,10 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         _load_torch()
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}")
+                warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
                 command(*args, **kwargs)
         except KeyboardInterrupt:
-            errors.print(_stopped(command.__name__, kwargs.get("run")), soft_wrap=True)
+            errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise  # `autoprune show ... | head`: Typer ends quietly
@@ -43,7 +43,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
                 errors.print("".join(traceback.format_exception(error)), soft_wrap=True)
             text, code = _explained(error)
             errors.print(Text("error:", "bold red"), end=" ")
-            errors.print(text, soft_wrap=True)
+            errors.print(text, markup=False, soft_wrap=True)
             raise typer.Exit(code) from None
 
     return run

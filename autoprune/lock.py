@@ -17,6 +17,17 @@ from autoprune.search_spaces.errors import UserError
 _held: set[int] = set()
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process writes `path`, and keep others waiting meanwhile.
+
+    The file ``NAME.lock`` beside it stays: removing it would let two processes lock two files.
+    """
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class FolderLock:
     """Holds ``folder/lock`` from construction until `release`; usable as a context manager.
 
@@ -52,17 +63,6 @@ class FolderLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Wait until no other process writes `path`, and keep others waiting meanwhile.
-
-    The file ``NAME.lock`` beside it stays: removing it would let two processes lock two files.
-    """
-    with path.with_name(f"{path.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _close_in_child() -> None:
