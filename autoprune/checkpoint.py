@@ -51,26 +51,9 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         UserError: the file is damaged, or is the checkpoint of another training. It is left as it is: what it holds
             may be worth more than the wish to overwrite it.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except OSError as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    digest, payload = content[len(_MAGIC) : start], content[start:]
-    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
-        raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
-    try:
-        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
-            raise TypeError("it holds no state of a training")
-    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
-    if saved["format"] != FORMAT:
-        raise UserError(
-            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
-        )
+    saved = _read(path)
     other = [
         f"{name} was {saved['identity'].get(name)!r}, is now {identity.get(name)!r}"
         for name in sorted(saved["identity"].keys() | identity.keys())
@@ -83,6 +66,37 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         )
     state: dict[str, Any] = saved["state"]
     return state
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a file that is no whole checkpoint, of whatever training.
+
+    Raises:
+        UserError: saying what is wrong with it.
+    """
+    _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    digest, payload = content[len(_MAGIC) : start], content[start:]
+    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
+        raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
+    try:
+        saved: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
+            raise TypeError("it holds no state of a training")
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
+        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
+    if saved["format"] != FORMAT:
+        raise UserError(
+            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
+        )
+    return saved
 
 
 def shapes_digest(model: nn.Module) -> str:

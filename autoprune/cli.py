@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoprune import cli_models
+from autoprune import cli_doctor, cli_models
 from autoprune import cli_options as options
 from autoprune.cli_errors import guarded
 
@@ -25,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_models.app)
+app.add_typer(cli_doctor.app)
 
 
 def main() -> None:

@@ -36,6 +36,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
             raise typer.Exit(130) from None
+        except typer.Exit:
+            raise  # with a code that the command chose
         except BrokenPipeError:
             raise  # `autoprune show ... | head`: Typer ends quietly
         except Exception as error:

@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from autoprune.card import card
+from autoprune.documents import parsing, read_document, write_document
 from autoprune.evaluate import EvaluationFailed, Evaluator
 from autoprune.export import export_folder, export_onnx, export_program
-from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
@@ -34,6 +34,8 @@ from autoprune.verifying import verified
 from autoprune.workbench import Workbench
 
 REPORT = "report.html"
+
+RECIPE_FORMAT = 1
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 """What a point can be exported to beside its folder, and the name of the file."""
@@ -171,16 +173,28 @@ def _repaired(point: FrontPoint, evaluator: Evaluator) -> tuple[FrontPoint, nn.M
 
 def own_recipe(run: Path, trial: int) -> FineTune | None:
     """Settings that this trial's subnet was fine-tuned with by hand; a new front takes them instead of the run's."""
-    path = _recipe_path(run, trial)
-    return FineTune.from_dict(read_json(path)) if path.is_file() else None
+    path = recipe_path(run, trial)
+    return read_recipe(path) if path.is_file() else None
+
+
+def read_recipe(path: Path) -> FineTune:
+    """Read what `keep_recipe` wrote.
+
+    Raises:
+        Damaged: somebody chose these settings, so they are not made again.
+    """
+    content = read_document(path, RECIPE_FORMAT)
+    with parsing(path):
+        return FineTune.from_dict(content)
 
 
 def keep_recipe(run: Path, trial: int, settings: FineTune) -> None:
     """Remember a fine-tuning by hand beside its checkpoint, which gives its weights again without training."""
-    write_json(_recipe_path(run, trial), settings.to_dict())
+    write_document(recipe_path(run, trial), RECIPE_FORMAT, settings.to_dict())
 
 
-def _recipe_path(run: Path, trial: int) -> Path:
+def recipe_path(run: Path, trial: int) -> Path:
+    """Where `keep_recipe` writes."""
     return run / "finetune" / str(trial) / "recipe.json"
 
 

@@ -59,7 +59,7 @@ def fine_tune(
     with Study.open(Path(run)) as study:
         finished = _finished(study.path)
         index = point_index(finished, point)
-        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
+        bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)
         what = f"Fine-tuning point {index}"
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
         if settings.epochs and tuned.recipe is None:

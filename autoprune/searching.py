@@ -25,7 +25,9 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
         order: in which the samples of the search split are read; None where it cannot be chosen.
     """
     config, evaluator = bench.config, bench.evaluator
-    races = Races(evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit)
+    races = Races(
+        evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit, progress=progress
+    )
     return Controller(
         study=study,
         space=bench.space,

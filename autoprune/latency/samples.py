@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from autoprune import stopping
 from autoprune.latency.choose import informative
 from autoprune.measure.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.measure.stopwatch import Stopwatch
@@ -42,20 +43,25 @@ def measure_samples(
     """Latency of the dense network, and samples of informative subnets beside it.
 
     What the profile holds of the network is not measured again, unless the machine's speed has changed; what is
-    measured is kept there.
+    measured is kept there, after every race.
     """
     entry = None if profile is None else profile.entry(stopwatch.runtime)
     known = {} if entry is None else _kept(space, stopwatch, entry, progress)
     candidates = [c for c in informative(space, subnets, seed) if c not in known]
     parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
-    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, accuracy, progress)]
-    dense = stopwatch.dense
-    measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
-    if entry is not None and profile is not None:
-        kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-        entry.keep(profile_key(space), stopwatch.batch, dense, kept)
-        profile.save()
-    return dense.value, (*known.values(), *measured)
+    ratios: list[tuple[Candidate, float, float]] = []
+    for part in parts:
+        found = list(_race(space, stopwatch, part, accuracy, progress))
+        ratios += found
+        if entry is not None and profile is not None:
+            dense = stopwatch.dense
+            kept = [KeptSample(c, value * dense.value, se * dense.value) for c, value, se in found]
+            entry.keep(profile_key(space), stopwatch.batch, dense, kept)
+            profile.save()
+        stopping.check()
+    dense_ms = stopwatch.dense_ms
+    measured = [Sample(c, value * dense_ms, se * dense_ms) for c, value, se in ratios]
+    return dense_ms, (*known.values(), *measured)
 
 
 def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune.agents.base import Trial
 from autoprune.card import card
 from autoprune.checkpoint import read_checkpoint, write_checkpoint
 from autoprune.cli import app
@@ -34,7 +32,7 @@ from autoprune.finished import Finished
 from autoprune.journal import check_journal
 from autoprune.models import ModelSource, load_weights
 from autoprune.points import example_inputs
-from autoprune.races import LOSSES, Races
+from autoprune.races import read_losses
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.runs import SETTINGS, tiny_net
 
@@ -76,6 +74,7 @@ def untouched(folder: Path) -> bool:
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
     content = json.loads(path.read_text())
+    content.pop("digest", None)  # which a forger can leave out, or compute
     change(content)
     path.write_text(json.dumps(content))
 
@@ -136,6 +135,13 @@ def test_points_lie_where_they_belong_whatever_the_front_says(run: Path, secret:
     found = Finished.read(run)
     assert found is not None
     assert found.points[0].path == run / "front" / "0"
+
+
+@pytest.mark.parametrize("name", ["../../home/file", "/etc/passwd"])
+def test_files_of_points_lie_in_the_run(run: Path, name: str) -> None:
+    edit(run / "front.json", lambda content: content["digests"].update({name: "0" * 64}))
+    with pytest.raises(UserError, match="lies elsewhere"):
+        Finished.read(run)
 
 
 @pytest.mark.parametrize("trial", ["../../../home", "/home", None, [1]])
@@ -199,15 +205,12 @@ class Bomb:
         return Path.touch, (Path(self.marker),)
 
 
-def read_losses(folder: Path, content: bytes) -> None:
-    """Let a race read made-up losses of trial 0, which it refuses."""
-    path = folder / LOSSES / "0.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    evaluator: Any = SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(num_samples=SAMPLES)))
-    trial = Trial(number=0, candidate=(0,), state="complete", score=0.5, costs={})
-    with pytest.raises(UserError, match="damaged"):
-        Races(evaluator, list(range(SAMPLES)), folder)._losses(trial)
+def refused_losses(folder: Path, content: bytes) -> None:
+    """Let made-up losses of a trial be read."""
+    for name in ("0.npy", "0.npz"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            read_losses(folder / name, SAMPLES)
 
 
 def test_no_reader_unpickles(tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_no_reader_unpickles(tmp_path: Path) -> None:
         (tmp_path / "data.pkl").write_bytes(content)
         with pytest.raises(UserError):
             load_arrays(tmp_path / "data.pkl")
-        read_losses(tmp_path, content)
+        refused_losses(tmp_path, content)
         write_checkpoint(tmp_path / "c", {}, {})
         checkpoint = (tmp_path / "c").read_bytes()
         (tmp_path / "c").write_bytes(checkpoint[:19] + hashlib.sha256(content).digest() + content)
@@ -240,7 +243,7 @@ def test_no_reader_unpickles(tmp_path: Path) -> None:
 def test_absurd_sizes_give_a_message(run: Path, tmp_path: Path, size: int) -> None:
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n"
     npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"\0" * 64
-    read_losses(tmp_path, npy)
+    refused_losses(tmp_path, npy)
 
     header_bytes = json.dumps({"w": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header_bytes)) + header_bytes)
@@ -292,6 +295,7 @@ FORGED: list[Any] = [None, True, -1, 10**400, "x", "../x", [], {}, [[]], {"a": {
 def test_forged_json_is_read_or_ends_in_a_message(run: Path, name: str, value: Any) -> None:
     path = run / name
     whole = json.loads(path.read_text())
+    whole.pop("digest", None)
     for content in (value, *({**whole, key: value} for key in whole)):
         path.write_text(json.dumps(content))
         with suppress(UserError):

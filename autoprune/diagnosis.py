@@ -1,0 +1,313 @@
+"""Look a run folder over: what is wrong with it, and what can be done. Nothing in it is changed, but by `mend`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import autoprune
+from autoprune.architecture import Architecture
+from autoprune.artefacts import ARTEFACTS, RESUME
+from autoprune.config import FILE as CONFIG
+from autoprune.config import SearchConfig
+from autoprune.documents import Newer, Unreadable
+from autoprune.files import leftovers, remove_leftovers, set_aside
+from autoprune.finish import REPORT
+from autoprune.finished import FILE as FRONT
+from autoprune.finished import FOLDER, Finished
+from autoprune.gauges import FOLDER as LATENCY
+from autoprune.importance import SCORES_FILE, reads_data
+from autoprune.loading import WEIGHTS, read_tensors
+from autoprune.lock import FolderLock, used_by
+from autoprune.measure.device_profile import read_entries
+from autoprune.search_spaces.budget import Budget
+from autoprune.search_spaces.errors import UserError
+from autoprune.search_spaces.quantities import is_measured
+from autoprune.study import FILE as STUDY
+from autoprune.study import Study
+
+LITTLE = 2**30
+"""Bytes: with less room left on the disk, it is said."""
+
+RESTORE = "Restore it from a copy, or start a new run."
+
+BAD = ("damaged", "newer", "missing")
+"""Verdicts that something has to be done about; the others are ``ok``, ``remark`` and ``mended``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        verdict: ``ok``, ``remark``, or one of `BAD`; ``mended`` of what `mend` did.
+        what: the file, by its path in the run folder, or what else was looked at.
+        why: what is to say about it.
+        do: what to do, mostly a command; "" where nothing is.
+        cache: whether `mend` may move it aside.
+    """
+
+    verdict: str
+    what: str
+    why: str = ""
+    do: str = ""
+    cache: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.verdict:8}{self.what}" + (f": {self.why}." if self.why else "") + (f" {self.do}" * bool(self.do))
+
+
+def doctor(run: str | Path) -> list[Finding]:
+    """Check everything in a run folder; whatever is damaged in it is a finding, never an error.
+
+    Raises:
+        UserError: `run` is not a run folder.
+    """
+    path = Path(run)
+    if not any((path / name).exists() for name in (CONFIG, STUDY)):
+        SearchConfig.read(path)
+        raise UserError(f"{path} is not a run folder (no {CONFIG} and no {STUDY} in it).")
+    patient = _Patient(path)
+    found: list[Finding] = []
+    for check in (
+        patient.settings, patient.study, patient.artefacts, patient.points, patient.promises, patient.surroundings
+    ):  # fmt: skip
+        try:
+            found += check()
+        except Exception as error:  # a kind of damage that nobody thought of is damage, too
+            what = check.__name__
+            found.append(Finding("damaged", what, f"looking at it failed ({type(error).__name__}: {_line(error)})"))
+    return found
+
+
+def is_well(findings: list[Finding]) -> bool:
+    """Whether nothing has to be done."""
+    return not any(finding.verdict in BAD for finding in findings)
+
+
+def mend(run: str | Path) -> list[Finding]:
+    """Remove what killed processes left, and move damaged files that can be made again to ``NAME.damaged``.
+
+    Settings and study are never touched.
+
+    Returns:
+        What was done.
+
+    Raises:
+        UserError: `run` is not a run folder, or another process works on it.
+    """
+    path = Path(run)
+    found = doctor(path)
+    with FolderLock(path):
+        left = leftovers(path)
+        remove_leftovers(path)
+        done = [
+            Finding("mended", str(file.relative_to(path)), "a leftover of a killed process was removed")
+            for file in left
+        ]
+        for finding in found:
+            if finding.verdict == "damaged" and finding.cache:
+                target = set_aside(path / finding.what)
+                done.append(Finding("mended", finding.what, f"was damaged; moved to {target.name}", finding.do))
+    return done
+
+
+@dataclass
+class _Patient:
+    """A run folder that is looked over; what one check could read helps the next."""
+
+    run: Path
+    config: SearchConfig | None = None
+    trials: dict[int, str] | None = None
+    finished: Finished | None = None
+    in_use: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.in_use = used_by(self.run)
+
+    def settings(self) -> Iterator[Finding]:
+        """config.toml"""
+        try:
+            self.config = SearchConfig.read(self.run)
+        except (UserError, OSError) as error:
+            verdict = "newer" if "newer autoprune" in str(error) else "damaged"
+            yield Finding(verdict, CONFIG, _line(error), "" if isinstance(error, UserError) else RESTORE)
+            return
+        yield Finding("ok", CONFIG)
+        made = self.config.versions
+        now = {"autoprune": autoprune.__version__, "torch": str(torch.__version__)}
+        for name, version in now.items():
+            if made.get(name, version) != version:
+                yield Finding("remark", "versions", f"the run was made with {name} {made[name]}, here is {version}")
+        if not self.config.prepared:
+            yield Finding("remark", CONFIG, "the search was stopped before its first trial", self._command(RESUME))
+
+    def study(self) -> Iterator[Finding]:
+        """study.db"""
+        if self.in_use is not None:  # a copy might be torn, and its process sees to the rest
+            yield from self._database(self.run)
+            return
+        # Reading a database in place may write: what a killed process began is taken back.
+        with tempfile.TemporaryDirectory() as folder:
+            for file in self.run.glob(f"{STUDY}*"):
+                if file.is_file() and not file.name.endswith("-shm"):
+                    shutil.copyfile(file, Path(folder) / file.name)
+            if self.config is not None:
+                shutil.copyfile(self.run / CONFIG, Path(folder) / CONFIG)
+            yield from self._database(Path(folder))
+
+    def _database(self, folder: Path) -> Iterator[Finding]:
+        file = folder / STUDY
+        try:
+            if file.exists():
+                with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=rw", uri=True)) as connection:
+                    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
+                if verdict != "ok":
+                    yield Finding("damaged", STUDY, _line(verdict), RESTORE)
+                    return
+            if self.config is None:
+                yield Finding("ok" if file.exists() else "missing", STUDY, "" if file.exists() else RESTORE)
+                return
+            trials = Study.read(folder).trials
+        except Exception as error:  # sqlite3, SQLAlchemy and Optuna raise many types
+            verdict = "damaged" if file.exists() else "missing"
+            yield Finding(verdict, STUDY, _line(str(error).replace(str(folder), str(self.run))))
+            return
+        self.trials = {trial.number: trial.state for trial in trials}
+        wrong = [t.number for t in trials if t.state == "complete" and t.score is None]
+        if [trial.number for trial in trials] != list(range(len(trials))):
+            yield Finding("damaged", STUDY, f"the numbers of its {len(trials)} trials have gaps or repeats", RESTORE)
+        elif wrong:
+            yield Finding("damaged", STUDY, f"trial {wrong[0]} is complete, but has no score", RESTORE)
+        else:
+            yield Finding("ok", STUDY, f"{len(trials)} of {self.config.trials} trials")
+
+    def artefacts(self) -> Iterator[Finding]:
+        """profile, finetune and front.json"""
+        for kind in ARTEFACTS:
+            files = kind.files(self.run)
+            bad = [finding for file in files if (finding := self._read(file, kind.read, kind.again)) is not None]
+            yield from bad
+            if files and not bad:
+                yield Finding("ok", kind.pattern if "*" in kind.pattern else _name(self.run, files[0]), _count(files))
+        if self.config is not None and self.config.device_profile is not None:
+            file = Path(self.config.device_profile)
+            if file.exists():
+                yield self._read(file, read_entries, RESUME, inside=False) or Finding("ok", str(file))
+
+    def _read(
+        self, file: Path, read: Callable[[Path], object], again: str | None, *, inside: bool = True
+    ) -> Finding | None:
+        """What is wrong with a file; None where nothing is."""
+        name = _name(self.run, file) if inside else str(file)
+        verdict, do = "damaged", "Restore it from a copy, or delete it." if again is None else self._command(again)
+        try:
+            read(file)
+            return None
+        except Newer as error:
+            return Finding("newer", name, error.why, error.remedy)
+        except Unreadable as error:
+            why = getattr(error, "cause", error.why)
+        except OSError as error:
+            why, do = f"cannot be read: {error.strerror or error}", "Look at its rights and its disk."
+        except Exception as error:
+            why = _line(error)
+        old_scores = file == self.run / SCORES_FILE and not self._can_score_again()
+        if old_scores:
+            do = RESTORE
+        return Finding(verdict, name, why, do, cache=inside and again is not None and not old_scores)
+
+    def points(self) -> Iterator[Finding]:
+        """front/"""
+        trials = self.trials
+        for folder in sorted((self.run / "finetune").glob("*")):
+            if trials is not None and not (folder.name.isdecimal() and int(folder.name) in trials):
+                yield Finding("remark", _name(self.run, folder), "belongs to no trial of the study", "Delete it.")
+        if not (self.run / FRONT).exists():
+            return
+        try:
+            self.finished = Finished.read(self.run)
+        except UserError:
+            return  # said above
+        assert self.finished is not None
+        damage = self.finished.damage(self.run)
+        for file, why in damage.items():
+            yield Finding(why.removeprefix("is "), _name(self.run, file), "", self._command(RESUME))
+        for index, point in enumerate(self.finished.points):
+            folder = self.run / FOLDER / str(index)
+            name = _name(self.run, folder)
+            if trials is not None and trials.get(point.trial) != "complete":
+                yield Finding(
+                    "damaged", FRONT, f"point {index} is of trial {point.trial}, which the study lacks", RESTORE
+                )
+            if any(file == folder or folder in file.parents for file in damage):
+                continue
+            try:
+                read_tensors(folder / WEIGHTS, Architecture.read(folder))
+            except Exception as error:
+                delete = f"Delete the folder, then: {RESUME.format(run=self.run)}"
+                yield Finding("damaged", name, _line(error), delete)
+            else:
+                yield Finding("ok", name)
+        if not (self.run / REPORT).is_file():
+            yield Finding("missing", REPORT, "", f"Delete {FRONT}, then: {RESUME.format(run=self.run)}")
+
+    def promises(self) -> Iterator[Finding]:
+        """What should be there"""
+        config = self.config
+        if config is None or not config.prepared:
+            return
+        if reads_data(config.importance) and not (self.run / SCORES_FILE).exists():
+            if self._can_score_again():
+                yield Finding("remark", str(SCORES_FILE), "is missing: it is made again", self._command(RESUME))
+            else:
+                yield Finding("missing", str(SCORES_FILE), "the scores that units are ranked by are gone", RESTORE)
+        if any(map(is_measured, Budget.parse(config.budget).costs)) and not any((self.run / LATENCY).glob("*-*.json")):
+            yield Finding("remark", str(LATENCY), "is empty: the devices are measured again", self._command(RESUME))
+        if self.trials is not None and self.finished is None and not (self.run / FRONT).exists():
+            yield Finding("remark", FRONT, "the run is not finished", self._command(RESUME))
+
+    def surroundings(self) -> Iterator[Finding]:
+        """The folder"""
+        if self.in_use is not None:
+            yield Finding("remark", "lock", f"process {self.in_use} works on the run")
+        for path in leftovers(self.run):
+            do = f"autoprune doctor {self.run} --mend"
+            yield Finding("remark", _name(self.run, path), "a killed process left it", do)
+        for path in sorted(self.run.rglob("*.damaged*")):
+            yield Finding("remark", _name(self.run, path), "was moved aside because it is damaged", "Delete it.")
+        places = [self.run, *(path for path in self.run.rglob("*") if path.is_dir())]
+        for path in places:
+            if not os.access(path, os.W_OK | os.X_OK):
+                yield Finding("remark", _name(self.run, path), "cannot be written to: the run can only be looked at")
+        free = shutil.disk_usage(self.run).free
+        if free < LITTLE:
+            yield Finding("remark", "disk", f"only {free / 2**20:.0f} MiB are free", "Make room before you go on.")
+
+    def _can_score_again(self) -> bool:
+        return self.config is None or not self.config.prepared or "importance" in self.config.fingerprints
+
+    def _command(self, text: str) -> str:
+        return text.format(run=self.run)
+
+
+def _name(run: Path, path: Path) -> str:
+    return path.relative_to(run).as_posix()
+
+
+def _count(files: list[Path]) -> str:
+    return f"{len(files)} files" if len(files) > 1 else ""
+
+
+def _line(error: object) -> str:
+    """A message as part of a line."""
+    return re.sub(r"\s+", " ", str(error)).strip().rstrip(".") or type(error).__name__
