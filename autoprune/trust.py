@@ -30,7 +30,10 @@ from autoprune.search_spaces.errors import UserError
 if TYPE_CHECKING:
     from autoprune.config import SearchConfig
 
-__all__ = ["check_trusted", "is_harmless_model", "new_id", "redact", "remember", "risks", "without_password"]
+__all__ = [
+    *("check_trusted", "describe_call", "is_harmless_model", "is_trusted", "new_id", "redact", "remember", "risks"),
+    "without_password",
+]
 
 FILE = "trusted.json"
 FORMAT = 1
@@ -52,14 +55,12 @@ def check_trusted(config: SearchConfig, where: str, *, trust: bool) -> None:
     Raises:
         UserError: saying what would be done, and how to allow it.
     """
-    found = risks(config)
     if trust:
         remember(config)
         return
-    known = _read(_state_file())
-    if all(_digest(config.id, name, text) in known for name, text in found.items()):
+    if is_trusted(config):
         return
-    asked = "; ".join(f"{name}: {text}" for name, text in found.items())
+    asked = "; ".join(f"{name}: {text}" for name, text in risks(config).items())
     why = (
         "You did not start it here, or its configuration was changed since"
         if config.id
@@ -69,6 +70,12 @@ def check_trusted(config: SearchConfig, where: str, *, trust: bool) -> None:
         f"{where} runs code, or reaches files, that its configuration names ({asked}). {why}. If you trust where it "
         f"comes from, say so{' once' if config.id else ''}: --trust, or trust=True in Python."
     )
+
+
+def is_trusted(config: SearchConfig) -> bool:
+    """Whether a configuration has no risks, or only ones that this user has accepted."""
+    known = _read(_state_file())
+    return all(_digest(config.id, name, text) in known for name, text in risks(config).items())
 
 
 def remember(config: SearchConfig) -> None:
