@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from autoprune.config import SearchConfig
 
 __all__ = [
-    *("check_trusted", "describe_call", "is_harmless_model", "is_trusted", "new_id", "redact", "remember", "risks"),
+    "check_trusted",
+    "describe_call",
+    "is_harmless_model",
+    "is_trusted",
+    "new_id",
+    "redact",
+    "remember",
+    "risks",
     "without_password",
 ]
 
