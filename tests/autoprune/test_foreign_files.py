@@ -168,15 +168,19 @@ def test_names_of_devices_make_no_paths(run: Path, name: str) -> None:
 def test_a_journal_that_names_a_file_deletes_nothing(run: Path, secret: Path, command: str) -> None:
     hot_journal(run / "study.db")
     check_journal(run / "study.db")  # as a killed process of our own leaves it
-    victim = str(secret / "file").encode()
-    number = (2**30 // 4096 + 1).to_bytes(4, "big")
-    length, checksum = len(victim).to_bytes(4, "big"), sum(victim).to_bytes(4, "big")
-    with (run / "study.db-journal").open("ab") as file:
-        file.write(number + victim + length + checksum + bytes.fromhex("d9d505f920a163d7"))
+    name_a_file(run / "study.db-journal", secret / "file")
     refused(call(command, run), "study.db-journal")
     assert untouched(secret)
     sqlite3.connect(run / "study.db").execute("select count(*) from t")
     assert not untouched(secret), "the oracle: SQLite itself deletes the file"
+
+
+def name_a_file(journal: Path, victim: Path) -> None:
+    """Append the record of a super-journal."""
+    name = str(victim).encode()
+    page, length, checksum = (number.to_bytes(4, "big") for number in (2**30 // 4096 + 1, len(name), sum(name)))
+    with journal.open("ab") as file:
+        file.write(page + name + length + checksum + bytes.fromhex("d9d505f920a163d7"))
 
 
 def hot_journal(path: Path) -> None:
@@ -365,3 +369,18 @@ def test_a_card_shows_names_as_they_are(run: Path) -> None:
     assert "[a](" not in text.replace("\\[a\\](", "")
     assert "\n# b" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 4
+
+
+def test_the_doctor_touches_nothing_elsewhere(run: Path, secret: Path) -> None:
+    hot_journal(run / "study.db")
+    name_a_file(run / "study.db-journal", secret / "file")
+    result = call("doctor", run, "--mend")
+    assert result.exit_code == 1, result.output
+    assert "names another file" in result.stdout
+    assert untouched(secret)
+    (run / "finetune" / "\x1b[2J").mkdir(parents=True)
+    assert "\x1b" not in call("doctor", run).stdout
+    shutil.rmtree(run / "profile")
+    (run / "profile").symlink_to(secret)
+    refused(call("doctor", run, "--mend"), "profile", "link that leads out")
+    assert untouched(secret)
