@@ -128,7 +128,7 @@ def risks(config: SearchConfig) -> dict[str, str]:
         found["score"] = f"calls {config.score}"
     commands = [text for text in config.runtimes if "command" in text]
     if commands:
-        found["runtimes"] = f"runs {', '.join(commands)}"
+        found["runtimes"] = f"runs {json.dumps(commands)}"
     if config.device_profile is not None:
         found["device_profile"] = f"writes {config.device_profile}"
     return found
@@ -167,7 +167,12 @@ def _digest(run: str | None, name: str, text: str) -> str:
 def _state_file() -> Path:
     """Where this user's trust is kept; as the XDG Base Directory Specification says, a relative path is ignored."""
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (base if base.is_absolute() else Path("~/.local/state").expanduser()) / "autoprune" / FILE
+    if not base.is_absolute():
+        try:
+            base = Path.home() / ".local" / "state"
+        except RuntimeError:  # a user without a home, as in some containers: nothing can be kept, and nothing is there
+            base = Path(os.devnull)
+    return base / "autoprune" / FILE
 
 
 def _read(path: Path) -> dict[str, None]:

@@ -81,7 +81,7 @@ def test_what_runs_no_code_and_stays_in_its_folder_needs_no_trust(settings: dict
         ("data", "imagefolder:/home/ann", "the images in /home/ann"),
         ("data_root", "/home/ann", "downloads"),
         ("score", "my_scores:f1", "calls my_scores:f1"),
-        ("runtimes", ("eager", "phone=command:./time.sh"), "runs phone=command:./time.sh"),
+        ("runtimes", ("eager", "phone=command:./time.sh"), 'runs ["phone=command:./time.sh"]'),
         ("device_profile", "/home/ann/.profile", "writes /home/ann/.profile"),
     ],
 )
@@ -179,6 +179,18 @@ def test_where_nothing_can_be_written_it_warns_and_goes_on(tmp_path: Path, monke
     with pytest.warns(UserWarning, match="cannot be written"):
         check_trusted(OWN, "x", trust=True)
     with pytest.raises(UserError):
+        check_trusted(OWN, "x", trust=False)
+
+
+def test_a_user_without_a_home_is_asked_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(cls: type[Path]) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setattr(Path, "home", classmethod(nowhere))
+    with pytest.warns(UserWarning, match="needs --trust"):
+        remember(OWN)
+    with pytest.raises(UserError, match="did not start it here"):
         check_trusted(OWN, "x", trust=False)
 
 
