@@ -44,6 +44,7 @@ from autoprune.searching import default_sweep, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.storage import Address
 from autoprune.study import Study, check_new
+from autoprune.trust import new_id
 from autoprune.workbench import HandedOver, Workbench, handed_over, rebuild_workbench, usable_device
 
 if TYPE_CHECKING:
@@ -254,6 +255,7 @@ def search(
         finetune=None if finetune is None else finetune.to_dict(),
         formats=tuple(formats),
         versions={"autoprune": autoprune.__version__, "torch": str(torch.__version__)},
+        id=new_id(),
     )
     check_crew(config, workers, executor)
     objects = handed_over(
@@ -280,6 +282,7 @@ def resume(
     storage: str | None = None,
     workers: int = 1,
     executor: str = "local",
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> Result:
@@ -294,6 +297,7 @@ def resume(
         measure_latency: measure the devices again, for the models that predict. Trials made with others stay.
         storage: URL of the storage that the run names, with the password that the run does not.
         workers, executor: as for `search`.
+        trust: let a run from elsewhere run the code that its configuration names, now and later (docs/security.md).
 
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
@@ -304,7 +308,7 @@ def resume(
         Address.parse(storage)  # its password is known from now on
     with Study.open(Path(run)) as study:
         check_crew(study.config, workers, executor)
-        bench = rebuild_workbench(study.config, study.path, progress, **given)
+        bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)
         return _go_on(study, bench, workers, executor, progress, more=trials or 0, measure_again=measure_latency)
 
 

@@ -13,6 +13,7 @@ from autoprune.preparing import check
 from autoprune.progress import Progress
 from autoprune.search_spaces.errors import UserError
 from autoprune.study import Study
+from autoprune.trust import remember
 from autoprune.workbench import Objects, Workbench, fingerprints, make_workbench
 
 
@@ -34,6 +35,7 @@ def begin(path: Path, config: SearchConfig, objects: Objects, progress: Progress
         prepared=False,
         fingerprints=fingerprints(bench),
     )
+    remember(config)  # whoever starts a search trusts it
     return Study.create(path, config), bench
 
 

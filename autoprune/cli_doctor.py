@@ -31,6 +31,7 @@ def doctor(
     from json import dumps
 
     from autoprune import diagnosis
+    from autoprune.terminal import printable
 
     done = diagnosis.mend(run) if mend else []
     found = diagnosis.doctor(run)
@@ -39,6 +40,6 @@ def doctor(
         typer.echo(dumps({"run": str(run), "well": well, "findings": [asdict(f) for f in (*done, *found)]}, indent=2))
     else:
         for finding in (*done, *found):
-            typer.echo(str(finding))
+            typer.echo(printable(str(finding)))
     if not well:
         raise typer.Exit(1)

@@ -8,13 +8,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
-from rich.console import Console
+from rich.text import Text
+
+from autoprune.terminal import PlainConsole
 
 P = ParamSpec("P")
 
@@ -24,7 +27,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        errors = Console(stderr=True, highlight=False)
+        errors = PlainConsole(stderr=True, highlight=False)
         _load_torch()
         try:
             with warnings.catch_warnings():
@@ -39,9 +42,9 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             raise  # `autoprune show ... | head`: Typer ends quietly
         except Exception as error:
             if kwargs.get("debug"):
-                errors.print_exception()
+                errors.print("".join(traceback.format_exception(error)), soft_wrap=True)
             text, code = _explained(error)
-            errors.print("[bold red]error:[/]", end=" ")
+            errors.print(Text("error:", "bold red"), end=" ")
             errors.print(text, markup=False, soft_wrap=True)
             raise typer.Exit(code) from None
 

@@ -34,6 +34,7 @@ from autoprune.measure import TooNoisy
 from autoprune.measure.turns import among_others
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
+from autoprune.redaction import redact
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
@@ -419,9 +420,9 @@ def _settled(twin: Trial) -> dict[str, Any]:
 
 
 def describe_error(error: Exception) -> str:
-    """What was raised and where."""
+    """What was raised and where, without passwords: it is kept in the study."""
     if isinstance(error, EvaluationFailed):  # raised by us, and says it all
         return f"{error}."
-    text = f"{type(error).__name__}: {error}".strip().rstrip(".")
+    text = redact(f"{type(error).__name__}: {error}").strip().rstrip(".")
     frames = traceback.extract_tb(error.__traceback__)
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno})." if frames else f"{text}."

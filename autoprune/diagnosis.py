@@ -20,12 +20,13 @@ from autoprune.artefacts import ARTEFACTS
 from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
 from autoprune.documents import Damaged, Newer
-from autoprune.files import leftovers, remove_leftovers, set_aside
+from autoprune.files import check_links, leftovers, remove_leftovers, set_aside
 from autoprune.finish import REPORT
 from autoprune.finished import FILE as FRONT
 from autoprune.finished import FOLDER, Finished
 from autoprune.gauges import FOLDER as LATENCY
 from autoprune.importance import SCORES_FILE, reads_data
+from autoprune.journal import check_journal
 from autoprune.loading import WEIGHTS, read_tensors
 from autoprune.lock import FolderLock, used_by
 from autoprune.measure.device_profile import read_entries
@@ -34,6 +35,7 @@ from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.quantities import is_measured
 from autoprune.study import FILE as STUDY
 from autoprune.study import Study
+from autoprune.trust import is_trusted
 
 LITTLE = 2**30
 """Bytes: with less room left on the disk, it is said."""
@@ -70,12 +72,13 @@ def doctor(run: str | Path) -> list[Finding]:
     """Check everything in a run folder; whatever is damaged in it is a finding, never an error.
 
     Raises:
-        UserError: `run` is not a run folder.
+        UserError: `run` is not a run folder, or a link in it leads elsewhere.
     """
     path = Path(run)
     if not any((path / name).exists() for name in (CONFIG, STUDY)):
         SearchConfig.read(path)
         raise UserError(f"{path} is not a run folder (no {CONFIG} and no {STUDY} in it).")
+    check_links(path)
     patient = _Patient(path)
     found: list[Finding] = []
     for check in (
@@ -168,6 +171,7 @@ class _Patient:
         verdict = "damaged" if file.exists() else "missing"
         try:
             if file.exists():
+                check_journal(file)
                 mode = "ro" if folder == self.run else "rw"
                 with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode={mode}", uri=True)) as connection:
                     (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
@@ -202,7 +206,7 @@ class _Patient:
             yield from bad
             if files and not bad:
                 yield Finding("ok", kind.pattern if "*" in kind.pattern else _name(self.run, files[0]), _count(files))
-        if self.config is not None and self.config.device_profile is not None:
+        if self.config is not None and self.config.device_profile is not None and is_trusted(self.config):
             file = Path(self.config.device_profile)
             if file.exists():
                 yield self._read(file, read_entries, cache=False) or Finding("ok", str(file))

@@ -113,7 +113,13 @@ class Finished:
         try:
             values = read_document(path, FORMAT)
             with parsing(path):
-                points = tuple(FrontPoint.from_dict(p | {"path": run / p["path"]}) for p in values["points"])
+                places = [run / FOLDER / str(index) for index in range(len(values["points"]))]
+                points = tuple(
+                    FrontPoint.from_dict(point | {"path": place})
+                    for place, point in zip(places, values["points"], strict=True)
+                )
+                if any(".." in Path(name).parts or Path(name).is_absolute() for name in values.get("digests", ())):
+                    raise ValueError("a file of a point lies elsewhere")
                 notes = tuple(values.get("notes", ()))
                 return cls(**{**values, "dense": Dense.from_dict(values["dense"]), "points": points, "notes": notes})
         except Damaged as error:

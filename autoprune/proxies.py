@@ -115,6 +115,7 @@ def proxy(
     kd: bool = True,
     budget: Budget | str | Iterable[str] | None = None,
     extra: Mapping[str, ScoreFunction] | None = None,
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> ProxyReport:
@@ -130,6 +131,7 @@ def proxy(
         kd: whether the dense model is the teacher.
         budget: that the candidates keep; None for the run's.
         extra: further proxies of your own by name.
+        trust: see `resume`.
         given: model, data, train, search, test, example_inputs, score: what the search was given in Python.
         progress: where to report to.
 
@@ -146,7 +148,7 @@ def proxy(
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
         check_prepared(config, study.path)
-        bench = rebuild_workbench(config, study.path, progress, **given)
+        bench = rebuild_workbench(config, study.path, progress, trust=trust, **given)
         if any(map(is_measured, limits.costs)):
             missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
             if missing:

@@ -28,6 +28,7 @@ from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.scores import Score
 from autoprune.search_spaces import CRITERIA, Budget, SearchSpace, UserError, trace
 from autoprune.search_spaces.errors import unknown
+from autoprune.trust import check_trusted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -168,21 +169,38 @@ def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
 
 
 def rebuild_workbench(
-    config: SearchConfig, run: Path, progress: Progress = NO_PROGRESS, **given: Unpack[HandedOver]
+    config: SearchConfig,
+    run: Path,
+    progress: Progress = NO_PROGRESS,
+    *,
+    trust: bool = False,
+    **given: Unpack[HandedOver],
 ) -> Workbench:
     """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
 
-    Of one that is still being prepared, the units may not be ranked yet, and the space may change with `align`.
+    Every command that goes on with a run comes through here, so here it is asked whether the run is trusted. Of a run
+    that is still being prepared, the units may not be ranked yet, and the space may change with `align`.
 
     Raises:
-        UserError: also where model, weights or data are not those the run began with.
+        UserError: also where model, weights or data are not those the run began with, and where the configuration
+            names what runs code or lies elsewhere, and nobody trusts it: see `trust`.
     """
     objects = handed_over(config, **given)
+    check_trusted(_without(config, objects), str(run), trust=trust)
     bench = make_workbench(config, objects)
     check_same(config.fingerprints, fingerprints(bench), run)
     if config.prepared and reads_data(config.importance):
         rank_units(bench.space, bench.data, config, run, loss=objects.importance_loss, progress=progress)
     return bench
+
+
+def _without(config: SearchConfig, objects: Objects) -> SearchConfig:
+    """The configuration without what the caller hands over instead."""
+    if objects.model is not None:
+        config = replace(config, model=None, model_args={}, weights=None)
+    if objects.data is not None:
+        config = replace(config, data=None, data_root=None)
+    return config if objects.score is None else replace(config, score=FROM_PYTHON)
 
 
 def check_prepared(config: SearchConfig, run: Path) -> None:
