@@ -16,7 +16,12 @@ from typing import Any, ParamSpec
 import typer
 from rich.console import Console
 
+from autoprune import stopping
+
 P = ParamSpec("P")
+
+KEEPS = ("search", "resume", "worker", "profile", "proxy", "finetune", "latency")
+"""Commands that store what they have done: they get time to finish the step that runs when they are stopped."""
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -29,10 +34,11 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
-                command(*args, **kwargs)
-        except KeyboardInterrupt:
+                with stopping.listening(stopping.GRACE_S if command.__name__ in KEEPS else 0):
+                    command(*args, **kwargs)
+        except KeyboardInterrupt as stopped:
             errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(stopping.exit_code(stopped)) from None
         except BrokenPipeError:
             raise  # `autoprune show ... | head`: Typer ends quietly
         except Exception as error:
