@@ -16,18 +16,20 @@ search that goes on finds agents and models in the states in which they were.
 
 from __future__ import annotations
 
-import errno
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from autoprune import stopping
 from autoprune.agents.base import Agent, Reading, Trial
 from autoprune.bounds import Cut, Staircase
+from autoprune.failures import ends_search, kind_of
 from autoprune.heuristic import Heuristic
 from autoprune.keeping import Keeper
 from autoprune.measure import TooNoisy
+from autoprune.memory import release
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
 from autoprune.running import EvaluationFailed
@@ -145,9 +147,10 @@ class Controller:
                     streak = [*streak, kind] if kind in streak else [kind]
                     self.progress.say(f"Trial {number} failed: {trial.message}")
                     if len(streak) >= MAX_FAILURES:
+                        self.study.change(trials=planned + MAX_FAILURES)
                         raise UserError(
                             f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {trial.message} "
-                            f"Mend that, then go on with `autoprune resume {self.study.path}`."
+                            f"Mend that, then go on with `autoprune resume {self.study.path}`, which makes up for them."
                         )
                 else:
                     streak = []
@@ -155,6 +158,7 @@ class Controller:
                     if trial.state == "complete" and trial.score is not None and (best is None or trial.score > best):
                         best = trial.score
                 task.advance(note="" if best is None else f"best {self.label(best)}")
+                stopping.check()
         return trials
 
     def _seat(self, number: int) -> Seat:
@@ -183,12 +187,9 @@ class Controller:
             self.progress.say(f"Not measured: {error}")
             candidate = self.keeper.fitting(candidate, budget)
             return _Placed(candidate=candidate, costs=self._check(candidate, seat))
-        except UserError:
-            raise
         except Exception as error:  # the user's model runs in here
-            failed = {"state": "failed", "message": describe_error(error)}
-            costs = self.space.cost_dict(candidate)
-            return _Placed(candidate=candidate, costs=costs, outcome=failed, kind=type(error).__name__)
+            failed, kind = _failed(error)
+            return _Placed(candidate=candidate, costs=self.space.cost_dict(candidate), outcome=failed, kind=kind)
         costs = {**self.space.cost_dict(kept.candidate), **kept.costs}
         missed = {"state": "cut", "evaluated": 0.0, "pruning": "measured", "message": REASONS["measured"]}
         return _Placed(
@@ -228,14 +229,10 @@ class Controller:
         else:
             try:
                 became = self._judge(number, candidate, incumbent, heuristic)
-            except UserError:
-                raise
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
-                became, kind = {"state": "failed", "message": describe_error(error)}, type(error).__name__
+                became, kind = _failed(error)
             if became.get("score", 0.0) != became.get("score", 0.0):
-                became, kind = {"state": "failed", "message": "the score is NaN."}, "nan"
+                became, kind = {"state": "failed", "message": "the score is NaN."}, "not finite"
         trial = Trial(
             number=number,
             candidate=candidate,
@@ -316,6 +313,16 @@ def _settled(twin: Trial) -> dict[str, Any]:
         "pruning": "subproblem",
         "message": f"same subnet as trial {twin.number}" if known else REASONS["subproblem"],
     }
+
+
+def _failed(error: Exception) -> tuple[dict[str, Any], str]:
+    """What the trial says that `error` ended, and the kind of its failure; raises what ends more than a trial."""
+    if ends_search(error):
+        raise error
+    stopping.check()  # Ctrl-C reaches the processes that load data as well: without them an evaluation fails
+    failed = {"state": "failed", "message": describe_error(error)}, kind_of(error)
+    release(error)
+    return failed
 
 
 def describe_error(error: Exception) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
+from autoprune import stopping
 from autoprune.controller import MAX_FAILURES, describe_error
 from autoprune.correlation import MIN_PAIRS
 from autoprune.data.rng import key_seed
@@ -212,6 +213,7 @@ class _Session:
                 measured.write(path)
                 self.check(measured)
                 task.advance()
+                stopping.check()
         measured.write(path)
         found = evaluate_proxies(measured)
         if found is None:
