@@ -27,7 +27,7 @@ from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
 from autoprune.measure.device import device_info
 from autoprune.memory import is_out_of_memory, release
-from autoprune.progress import Progress
+from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_report import read_report
 from autoprune.report import write_report
 from autoprune.scores import accuracy
@@ -168,7 +168,9 @@ def tune(
     return point, tuned
 
 
-def _repaired(point: FrontPoint, evaluator: Evaluator, progress: Progress) -> tuple[FrontPoint, nn.Module]:
+def _repaired(
+    point: FrontPoint, evaluator: Evaluator, progress: Progress = NO_PROGRESS
+) -> tuple[FrontPoint, nn.Module]:
     """The network of a point on the highest rung of recovery, where that is better on the search split.
 
     A search scores thousands on a lower rung; the few that it chose are worth the seconds, and fine-tuning that begins
