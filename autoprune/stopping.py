@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -103,6 +103,7 @@ class _Listener:
     def __init__(self, grace_s: float) -> None:
         self.asked: int | None = None
         self._grace_s, self._process = grace_s, os.getpid()
+        self._terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
         self._last = -ONE_REQUEST_S  # when the last request came, on the monotonic clock
         self._late = False  # the grace is over
         self._raised = False
@@ -115,7 +116,7 @@ class _Listener:
             _in_child(number)
             return
         if number == signal.SIGHUP:
-            _forget_terminal()
+            _silence(self._terminals)
         now = time.monotonic()
         if now - self._last < ONE_REQUEST_S and not self._late:
             return
@@ -173,21 +174,12 @@ def _in_child(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def _forget_terminal() -> None:
-    """Send what is still written to nowhere: a terminal that was closed would answer with an error."""
+def _silence(descriptors: Sequence[int]) -> None:
+    """Send what is still written to nowhere: a terminal that was closed answers with an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        if os.isatty(descriptor) or not _open(descriptor):
-            os.dup2(nowhere, descriptor)
+    for descriptor in descriptors:
+        os.dup2(nowhere, descriptor)
     os.close(nowhere)
-
-
-def _open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
 
 
 def _leave(number: int) -> NoReturn:

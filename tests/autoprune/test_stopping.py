@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -56,8 +57,8 @@ def stopped(step: Callable[[], None], grace_s: float = GRACE_S) -> Stopped:
 def test_the_first_request_waits_for_a_safe_point(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    closed: list[int] = []
-    monkeypatch.setattr(stopping, "_forget_terminal", lambda: closed.append(number))
+    silenced: list[int] = []
+    monkeypatch.setattr(stopping, "_silence", lambda _: silenced.append(number))
     before = [signal.getsignal(each) for each in SENT]
 
     def step() -> None:
@@ -72,7 +73,7 @@ def test_the_first_request_waits_for_a_safe_point(
     assert stopping.exit_code(caught) == 128 + number
     assert [signal.getsignal(each) for each in SENT] == before
     assert not stopping.wanted()
-    assert closed == ([number] if number == signal.SIGHUP else [])
+    assert silenced == ([number] if number == signal.SIGHUP else [])
     assert capsys.readouterr().err == "Stopping after this step, within 20 s; Ctrl-C again stops at once.\n"
 
 
@@ -189,6 +190,31 @@ with stopping.listening():
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LONG_S)
     assert (done.stdout, done.stderr) == ("-15 False\n", "")
+
+
+def test_closing_the_terminal_does_not_break_the_step_that_runs(tmp_path: Path) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from autoprune import stopping
+found = Path({str(tmp_path / "found")!r})
+with stopping.listening():
+    print("ready", flush=True)
+    while not stopping.wanted():
+        pass
+    print("a line that nobody can read", flush=True)
+    try:
+        stopping.check()
+    except stopping.Stopped as stopped:
+        found.write_text(str(stopping.exit_code(stopped)))
+"""
+    process, terminal = pty.fork()
+    if not process:
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    assert b"ready" in os.read(terminal, 1000)
+    os.close(terminal)
+    os.waitpid(process, 0)
+    assert (tmp_path / "found").read_text() == "129"
 
 
 # -- searches --------------------------------------------------------------------------------------------------------
