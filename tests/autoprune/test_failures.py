@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,16 @@ from autoprune import stopping
 from autoprune.cli_errors import _explained
 from autoprune.config import SearchConfig
 from autoprune.failures import DISK, disk_error, ends_search, kind_of
+from autoprune.finetune import FineTune
+from autoprune.finish import tune
+from autoprune.front import FrontPoint
+from autoprune.prior import takes_prior, with_prior
+from autoprune.progress import NO_PROGRESS
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
+from tests.autoprune.fakes import conv_net, image_data
 from tests.autoprune.test_controller import config, controller, score
 
 
@@ -106,3 +114,40 @@ def test_what_fails_while_stopping_is_no_failed_trial(tmp_path: Path, monkeypatc
         with stopping.listening(), pytest.raises(stopping.Stopped):
             controller(study, broken).run()
         assert study.trials == []
+
+
+def test_a_full_disk_does_not_turn_the_prior_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("autoprune.prior.measure_table", full)
+    settings = config(agent="kl")
+    assert takes_prior(settings)
+    with Study.create(tmp_path / "r", settings) as study:
+        with pytest.raises(OSError, match="No space"):
+            with_prior(SimpleNamespace(evaluator=None), study, NO_PROGRESS)  # type: ignore[arg-type]
+        assert study.config.prior == settings.prior
+
+
+def test_fine_tuning_that_runs_out_of_memory_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Said(type(NO_PROGRESS)):  # type: ignore[misc]
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    def hungry(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    network, data = conv_net(), image_data()
+    monkeypatch.setattr("autoprune.finish.finetune", hungry)
+    monkeypatch.setattr("autoprune.finish._repaired", lambda point, *_: (point, network))
+    bench: Any = SimpleNamespace(
+        evaluator=None, data=data, space=SimpleNamespace(model=network), config=SimpleNamespace(seed=0)
+    )
+    point = FrontPoint(trial=0, candidate=(1,), costs={}, score=0.5)
+    tuned, model = tune(point, tmp_path, bench, FineTune(epochs=1), Said(), "Fine-tuning point 0")
+    assert tuned.recipe is None
+    assert model is network
+    assert said[0].startswith("Fine-tuning point 0 ran out of memory in batches of 16 samples (OutOfMemoryError: CUDA")
+    assert said[0].endswith("Try --finetune-arg batch_size=8.")
