@@ -106,7 +106,7 @@ class Halving:
         limit = int(self.limit)
         self._given = max(self._given, limit)
         return [
-            pytree.tree_unflatten([_rows(leaf, slice(start, start + limit)) for leaf in leaves], form)
+            pytree.tree_unflatten([_rows(leaf, size, slice(start, start + limit)) for leaf in leaves], form)
             for start in range(0, size, limit)
         ]
 
@@ -134,6 +134,8 @@ class InParts:
         return self._halving.all_parts(self._batches)
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # while it is copied it has no `_batches` yet
+            raise AttributeError(name)
         return getattr(self._batches, name)
 
 
@@ -157,8 +159,9 @@ def join(outputs: Sequence[T]) -> T:
     return joined
 
 
-def _rows(leaf: Any, rows: slice) -> Any:
-    return leaf[rows] if isinstance(leaf, Tensor) else leaf
+def _rows(leaf: Any, size: int, rows: slice) -> Any:
+    """Some samples of a tensor that has `size`; all else belongs to every sample."""
+    return leaf[rows] if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == size else leaf
 
 
 @cache

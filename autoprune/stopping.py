@@ -91,10 +91,10 @@ def listening(grace_s: float = GRACE_S) -> Iterator[None]:
             signal.signal(number, listener.handle)
         yield
     finally:
+        listener.close()  # first: it may be about to send a signal, which must find our handler
         for number in ours:
             signal.signal(number, before[number])
         _listener = None
-        listener.close()
 
 
 class _Listener:
@@ -124,7 +124,8 @@ class _Listener:
         if self.asked is None:
             self.asked = number
             if self._grace_s > 0:
-                os.write(self._write, b"!")
+                with suppress(OSError):  # closed: there is nothing left to stop
+                    os.write(self._write, b"!")
                 return
         if self._raised:
             _leave(number)
@@ -136,7 +137,8 @@ class _Listener:
         raise Stopped(self.asked)
 
     def close(self) -> None:
-        os.close(self._write)  # ends the thread
+        write, self._write = self._write, -1
+        os.close(write)  # ends the thread
         self._thread.join()
         os.close(self._read)
 
@@ -144,8 +146,9 @@ class _Listener:
         if not os.read(self._read, 1):
             return
         _say(f"Stopping after this step, within {self._grace_s:g} s; Ctrl-C again stops at once.")
-        ended, _, _ = select.select([self._read], [], [], self._grace_s)
-        if ended or self._raised:
+        ended = select.poll()  # `select` takes no descriptor from 1024 on
+        ended.register(self._read)
+        if ended.poll(1000 * self._grace_s) or self._raised:
             return
         _say(f"Not done after {self._grace_s:g} s: abandoning this step. It is done again when you go on.")
         self._late = True
