@@ -2,7 +2,8 @@
 `finetune` and `export`. The commands on a model alone are in `cli_models`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
-that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
+that says what), 130 stopped with Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 1 anything else. Heavy imports wait until a
+command runs.
 """
 
 from __future__ import annotations

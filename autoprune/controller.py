@@ -16,26 +16,24 @@ search that goes on finds agents and models in the states in which they were.
 
 from __future__ import annotations
 
-import errno
 import itertools
 import time
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+from autoprune import stopping
 from autoprune.agents.base import Agent, Reading, Trial
 from autoprune.bounds import Cut, Staircase
+from autoprune.failures import Failure, Streak, failure_of
 from autoprune.heuristic import Heuristic
 from autoprune.keeping import Keeper
+from autoprune.known import Known, settled, settles
 from autoprune.measure import TooNoisy
 from autoprune.measure.turns import among_others
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
-from autoprune.redaction import redact
-from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
@@ -78,65 +76,7 @@ class _Placed:
     costs: dict[str, float]
     readings: tuple[Reading, ...] = ()
     outcome: dict[str, Any] | None = None
-    kind: str = ""
-
-
-class _Known:
-    """What the trials so far say: of each candidate, of those that set a bound, and of predictions.
-
-    Attributes:
-        outcomes: of each candidate its score, else its latest and lowest bound.
-        best: the best score.
-    """
-
-    def __init__(self, staircase: Staircase, predict: Callable[[Candidate], float] | None) -> None:
-        self.outcomes: dict[Candidate, Trial] = {}
-        self.staircase = staircase
-        self.heuristic = None if predict is None else Heuristic(predict)
-        self.best: float | None = None
-
-    def add(self, trial: Trial) -> None:
-        """Take in a trial that did not fail."""
-        self.staircase.add(trial)
-        if self.heuristic is not None:
-            self.heuristic.learn(trial)
-        if trial.score is None:
-            return
-        if trial.state == "complete" and (self.best is None or trial.score > self.best):
-            self.best = trial.score
-        before = self.outcomes.get(trial.candidate)
-        if before is not None and before.state == "complete":
-            return
-        if before is None or trial.state == "complete" or before.score is None or trial.score < before.score:
-            self.outcomes[trial.candidate] = trial
-
-
-class _Failure(NamedTuple):
-    """A failed trial: the kind of its failure, and what it said."""
-
-    kind: str
-    message: str
-
-
-@dataclass(slots=True)
-class _Streak:
-    """Kinds of the failures since the last success, all the same."""
-
-    kind: str | None = None
-    length: int = 0
-
-    def count(self, failed: _Failure | None, run: Path) -> None:
-        """Count a trial; raise a UserError where the next would certainly fail as well."""
-        if failed is None:
-            self.kind, self.length = None, 0
-            return
-        self.length = self.length + 1 if failed.kind == self.kind else 1
-        self.kind = failed.kind
-        if self.length >= MAX_FAILURES:
-            raise UserError(
-                f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failed.message} "
-                f"Mend that, then go on with `autoprune resume {run}`."
-            )
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +131,16 @@ class Controller:
             UserError: the evaluation cannot work as it is set up, or failed three times in a row in the same way.
             KeyboardInterrupt: the user stopped it; finished trials are stored.
         """
-        known = _Known(Staircase(objectives(self.study.config.budget)[1:], self.tolerance), self.predict)
+        known = Known(Staircase(objectives(self.study.config.budget)[1:], self.tolerance), self.predict)
         self._learn(self.study.trials, known)
-        streak = _Streak()
+        streak = Streak()
         planned, done = self.study.config.trials, len(self.study.trials)
         with self.progress.task("Searching", total=planned, unit="trials", done=done) as task:
             while True:
                 turn = self.study.next()
                 if turn.claim is not None:
                     with self.study.working(turn.claim):
-                        failed = self._work(turn.claim, turn.pending, known)
+                        failure = self._work(turn.claim, turn.pending, known)
                 elif turn.stored < planned:
                     time.sleep(POLL_S)
                 self._learn(self.study.news(), known)
@@ -208,11 +148,20 @@ class Controller:
                 task.advance(len(self.study.trials) - done, note=note)
                 done = len(self.study.trials)
                 if turn.claim is not None:
-                    streak.count(failed, self.study.path)
+                    self._stop_at(streak.count(failure), failure)
                 elif turn.stored >= planned:
                     return self.study.trials
+                stopping.check()
 
-    def _work(self, claim: Claim, pending: Pending, known: _Known) -> _Failure | None:
+    def _stop_at(self, failures: int, failure: Failure | None) -> None:
+        if failure is not None and failures >= MAX_FAILURES:
+            self.study.change(trials=self.study.config.trials + MAX_FAILURES)
+            raise UserError(
+                f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failure.message} "
+                f"Mend that, then go on with `autoprune resume {self.study.path}`, which makes up for them."
+            )
+
+    def _work(self, claim: Claim, pending: Pending, known: Known) -> Failure | None:
         """Find a candidate for a claimed trial, evaluate and store it; return how it failed, if it did."""
         number, start = claim.number, time.perf_counter()
         seat = self._seat(number)
@@ -221,17 +170,16 @@ class Controller:
             placed = self._place(candidate, seat, known.outcomes)
             while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
                 self._wait(known)
-            trial, kind = self._try(number, placed, seat, known, start)
+            trial, failure = self._try(number, placed, seat, known, start)
             self.study.store(claim, trial, self.space.keep_ratios(trial.candidate))
         except LostClaim as lost:
             self.progress.say(f"Dropped: {lost}.")
             return None
-        if trial.state != "failed":
-            return None
-        self.progress.say(f"Trial {number} failed: {trial.message}")
-        return _Failure(kind, trial.message or "")
+        if failure is not None:
+            self.progress.say(f"Trial {number} failed: {failure.message}")
+        return failure
 
-    def _ask(self, claim: Claim, pending: Pending, known: _Known) -> Candidate:
+    def _ask(self, claim: Claim, pending: Pending, known: Known) -> Candidate:
         """A candidate for a claimed trial, which nobody else evaluates: what they do evaluate is waited for if need be.
 
         Asked again, an agent knows what it was told meanwhile, and what others evaluate.
@@ -250,15 +198,15 @@ class Controller:
             pending = self.study.pending(claim)
         raise AssertionError("unreachable")
 
-    def _may_evaluate(self, claim: Claim, candidate: Candidate, known: _Known) -> bool:
+    def _may_evaluate(self, claim: Claim, candidate: Candidate, known: Known) -> bool:
         """Whether the outcome is known already, or else nobody evaluates the candidate but the owner of the claim."""
         return candidate in known.outcomes or self.study.begin(claim, candidate)
 
-    def _wait(self, known: _Known) -> None:
+    def _wait(self, known: Known) -> None:
         time.sleep(POLL_S)
         self._learn(self.study.news(), known)
 
-    def _learn(self, trials: Iterable[Trial], known: _Known) -> None:
+    def _learn(self, trials: Iterable[Trial], known: Known) -> None:
         """Tell trials, of this worker or others, to their agents, and take in what they say."""
         for trial in trials:
             self._tell(trial)
@@ -291,12 +239,8 @@ class Controller:
             self.progress.say(f"Not measured: {error}")
             candidate = self.keeper.fitting(candidate, budget)
             return _Placed(candidate=candidate, costs=self._check(candidate, seat))
-        except UserError:
-            raise
         except Exception as error:  # the user's model runs in here
-            failed = {"state": "failed", "message": describe_error(error)}
-            costs = self.space.cost_dict(candidate)
-            return _Placed(candidate=candidate, costs=costs, outcome=failed, kind=type(error).__name__)
+            return _Placed(candidate=candidate, costs=self.space.cost_dict(candidate), failure=failure_of(error))
         costs = {**self.space.cost_dict(kept.candidate), **kept.costs}
         missed = {"state": "cut", "evaluated": 0.0, "pruning": "measured", "message": REASONS["measured"]}
         return _Placed(
@@ -321,27 +265,24 @@ class Controller:
         number: int,
         placed: _Placed,
         seat: Seat,
-        known: _Known,
+        known: Known,
         start: float,
-    ) -> tuple[Trial, str]:
-        """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
-        candidate, costs, kind = placed.candidate, placed.costs, placed.kind
+    ) -> tuple[Trial, Failure | None]:
+        """Evaluate a candidate, or reuse what is known of it; return the trial and how it failed, if it did."""
+        candidate, costs, failure = placed.candidate, placed.costs, placed.failure
         twin, incumbent = known.outcomes.get(candidate), known.staircase.incumbent(costs)
+        became: dict[str, Any] = {}
         if placed.outcome is not None:
             became = placed.outcome
-        elif twin is not None and _settles(twin, incumbent):
-            became = _settled(twin)
-        else:
+        elif twin is not None and settles(twin, incumbent):
+            became = settled(twin)
+        elif failure is None:
             try:
                 became = self._judge(number, candidate, incumbent, known.heuristic)
-            except UserError:
-                raise
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
-                became, kind = {"state": "failed", "message": describe_error(error)}, type(error).__name__
+                failure = failure_of(error)
             if became.get("score", 0.0) != became.get("score", 0.0):
-                became, kind = {"state": "failed", "message": "the score is NaN."}, "nan"
+                failure = Failure("not finite", "the score is NaN.")
         trial = Trial(
             number=number,
             candidate=candidate,
@@ -350,9 +291,9 @@ class Controller:
             seconds=time.perf_counter() - start,
             ruled_out=dict(seat.agent.ruled_out),
             readings=placed.readings,
-            **{"score": None, **became},
+            **{"score": None, **(became if failure is None else failure.outcome)},
         )
-        return trial, kind
+        return trial, failure
 
     def _judge(
         self, number: int, candidate: Candidate, incumbent: Trial | None, heuristic: Heuristic | None
@@ -392,37 +333,3 @@ class Controller:
         if self.evaluate_above is None or incumbent is None or incumbent.score is None:
             return float(self.evaluate(candidate))
         return self.evaluate_above(candidate, incumbent.score)
-
-
-def _settles(twin: Trial, incumbent: Trial | None) -> bool:
-    """Whether what is known of a candidate makes its evaluation needless: a score does, a bound if it is low enough.
-
-    A bound that cut it once does so again, unless predicted latencies were measured anew in between: since then
-    incumbents only got better. So a race is not run twice, which would double the chance of an error.
-    """
-    if twin.state == "complete":
-        return True
-    if incumbent is None or incumbent.score is None or twin.score is None:
-        return False
-    return twin.score <= incumbent.score
-
-
-def _settled(twin: Trial) -> dict[str, Any]:
-    """What a trial says that takes over the outcome of an earlier one."""
-    known = twin.state == "complete"
-    return {
-        "state": twin.state,
-        "score": twin.score,
-        "evaluated": 0.0,
-        "pruning": "subproblem",
-        "message": f"same subnet as trial {twin.number}" if known else REASONS["subproblem"],
-    }
-
-
-def describe_error(error: Exception) -> str:
-    """What was raised and where, without passwords: it is kept in the study."""
-    if isinstance(error, EvaluationFailed):  # raised by us, and says it all
-        return f"{error}."
-    text = redact(f"{type(error).__name__}: {error}").strip().rstrip(".")
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})." if frames else f"{text}."

@@ -16,8 +16,8 @@ from autoprune import stopping
 from autoprune.align import needs_steps, resolve_align, worthwhile_steps
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import SearchConfig
-from autoprune.controller import describe_error
 from autoprune.documents import usable
+from autoprune.failures import describe_error, disk_error
 from autoprune.importance import describe_importance, rank_units, reads_data, scores_digest
 from autoprune.keeping import TRIALS, Keeper
 from autoprune.measure.device_profile import DeviceProfile
@@ -168,7 +168,9 @@ def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path, progress
         order = bench.evaluator.hardest_first(uniform)
     except UserError:
         raise
-    except Exception:  # the user's model fails on this candidate: the trials will say so, in any order
+    except Exception as error:  # the user's model fails on this candidate: the trials will say so, in any order
+        if disk_error(error):
+            raise
         return None
     if order is not None:
         bench.evaluator.use_order(order)
@@ -190,7 +192,9 @@ def _settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) 
         return "off"
     except UserError:
         raise
-    except Exception:  # the user's model fails on this candidate: the trials will say so
+    except Exception as error:  # the user's model fails on this candidate: the trials will say so
+        if disk_error(error):
+            raise
         return "off"
     measured = seconds[0] < seconds[1]
     progress.say(

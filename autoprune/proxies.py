@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from autoprune.controller import MAX_FAILURES, describe_error
+from autoprune import stopping
+from autoprune.controller import MAX_FAILURES
 from autoprune.correlation import MIN_PAIRS
 from autoprune.data.rng import key_seed
 from autoprune.documents import usable
 from autoprune.evaluate import Evaluator
+from autoprune.failures import describe_error
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finish import report
 from autoprune.finished import Finished
@@ -213,6 +215,7 @@ class _Session:
                 measured.write(path)
                 self.check(measured)
                 task.advance()
+                stopping.check()
         measured.write(path)
         found = evaluate_proxies(measured)
         if found is None:

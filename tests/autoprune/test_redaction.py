@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from autoprune import redaction
 from autoprune.cli import app
-from autoprune.controller import describe_error
+from autoprune.failures import describe_error
 from autoprune.redaction import redact, without_password
 from autoprune.trust import redact as contract
 
