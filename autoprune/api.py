@@ -24,6 +24,7 @@ from autoprune.agents import agent_class
 from autoprune.agents.base import Trial
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data
+from autoprune.distributed import check_alone
 from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune
 from autoprune.finish import FORMATS, finish
@@ -202,6 +203,7 @@ def search(
     """
     path = Path(run)
     check_new(path)
+    check_alone("search")
     if data is None and train is None:
         raise UserError("A search needs data: give `data`, the name of a data set or a `Data`, or the loader `train`.")
     source = ModelSource(model) if isinstance(model, str) else model if isinstance(model, ModelSource) else None
@@ -305,6 +307,7 @@ def resume(
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
     """
+    check_alone("resume")
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     with Study.open(Path(run)) as study:

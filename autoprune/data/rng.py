@@ -33,6 +33,17 @@ def generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(key_seed(*key))
 
 
+def seed_global(*key: int) -> None:
+    """Make what the global CPU generators give from here on a function of `key`; to be called within `PrivateRandom`.
+
+    Takes some 15 microseconds: cheap enough for every batch.
+    """
+    seed = key_seed(*key)
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 class PrivateRandom:
     """A context manager in which the global CPU generators are private streams, a function of `key`.
 
