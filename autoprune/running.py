@@ -41,11 +41,11 @@ def private_random(device: torch.device, *key: int) -> Iterator[None]:
             yield
 
 
-def reseed(device: torch.device, *key: int) -> None:
-    """Within `private_random`, make the draws from here on a function of `key`."""
-    seed_global(*key)
+def reseed(device: torch.device, seed: int) -> None:
+    """Within `private_random`, make the draws from here on a function of `seed`."""
+    seed_global(seed)
     if device.type == "cuda":
-        torch.cuda.manual_seed(key_seed(*key))
+        torch.cuda.manual_seed(seed)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -22,6 +22,7 @@ from autoprune import stopping
 from autoprune.checkpoint import Keeper, copy_state, read_checkpoint, shapes_digest, weight_norms
 from autoprune.data.base import Data, Inputs, forward
 from autoprune.data.parts import Part, train_parts
+from autoprune.data.rng import key_seed, mixed
 from autoprune.distributed import Team
 from autoprune.finetuned import Epoch, FineTuned, FineTuneFailed
 from autoprune.precision import autocast, device_of, prepare
@@ -133,10 +134,11 @@ class Trainer:
         now, begun = self.under_way, time.perf_counter() - self.under_way.seconds
         steps = len(self.data.train)
         self.model.train()
-        with private_random(self.device, self.seed, 2, epoch):
+        draws = key_seed(self.seed, 2, epoch, self.team.rank)
+        with private_random(self.device, draws):
             parts = train_parts(self.data.train, self.seed, epoch, now.steps, self.team.rank, self.team.world)
             while True:
-                reseed(self.device, self.seed, 2, epoch, now.steps, self.team.rank)
+                reseed(self.device, mixed(draws, now.steps))
                 part = next(parts, None)
                 if part is None:
                     break

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sequent
 
 from autoprune.data.base import Batch, Data, batch_size_of, split_size, take_samples, tensors_of
 from autoprune.data.parts import Part, cut_parts, own_samples
-from autoprune.data.rng import generator, iterate, seed_global
+from autoprune.data.rng import generator, iterate, key_seed, mixed, seed_global
 from autoprune.search_spaces.errors import UserError
 
 _SHUFFLED = 1  # second number of the key of shuffled passes, (seed, 1, epoch); plain passes have (0, 0)
@@ -280,7 +280,7 @@ class Shuffled:
     """
 
     def __init__(self, dataset: Any, *key: int) -> None:
-        self._dataset, self._key = dataset, key
+        self._dataset, self._seed = dataset, key_seed(*key)
         self._order = torch.randperm(len(dataset), generator=generator(*key))
 
     def __len__(self) -> int:
@@ -288,7 +288,7 @@ class Shuffled:
 
     def __getitems__(self, positions: Sequence[int]) -> list[Any]:
         """The samples of one batch; `DataLoader` asks for them so."""
-        seed_global(*self._key, positions[0])
+        seed_global(mixed(self._seed, positions[0]))
         chosen = self._order[list(positions)].tolist()
         together = getattr(self._dataset, "__getitems__", None)
         return together(chosen) if together else [self._dataset[number] for number in chosen]

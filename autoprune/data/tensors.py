@@ -119,7 +119,8 @@ class TensorBatches:
             chosen = batches[index][own]
             inputs = self.inputs.index_select(0, chosen)
             if self._augment is not None:
-                inputs = self._augment(inputs, generator(seed, epoch, index), first=own.start, total=total)
+                rng = generator(seed, epoch, index)  # of its own for each batch: those before need not be drawn
+                inputs = self._augment(inputs, rng, first=own.start, total=total)
             yield Part(self._ready(inputs), self.targets.index_select(0, chosen), count, total)
 
     def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
