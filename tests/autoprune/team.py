@@ -20,6 +20,7 @@ from autoprune.data.loaders import data_from_loaders
 from autoprune.data.tensors import Augment, TensorBatches
 from autoprune.distributed import ALONE, Team, joined
 from autoprune.finetune import FineTune, FineTuned, FineTuneFailed, finetune
+from autoprune.progress import Progress
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.fakes import CLASSES, conv_net, image_data
 
@@ -91,18 +92,16 @@ class Killed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.left -= self.training
-        if self.left == 0 and os.environ["RANK"] == "1":
+        if self.left == 0 and os.environ.get("RANK") == "1":
             os.kill(os.getpid(), signal.SIGKILL)
         logits: Tensor = self.net(x)
         return logits
 
 
-def hard(team: Team, path: Path, kill_at: int = -1, **changes: Any) -> FineTuned:
-    """A training with all that draws numbers or keeps statistics, stored after every step."""
-    checkpoint.EVERY_S, checkpoint.MAX_SHARE = 0.0, math.inf
-    settings = replace(SETTINGS, **changes)
-    data = pictures(torch.float32)
-    return finetune(Killed(kill_at), data, settings, teacher=conv_net(7), team=team, checkpoint=path)
+def hard(team: Team, path: Path, kill_at: int = -1, progress: Progress | None = None) -> FineTuned:
+    """A training with all that draws numbers or keeps statistics."""
+    data, net = pictures(torch.float32), Killed(kill_at)
+    return finetune(net, data, SETTINGS, teacher=conv_net(7), team=team, checkpoint=path, progress=progress)
 
 
 def fails(team: Team) -> None:
@@ -118,8 +117,8 @@ def diverges(team: Team, out: Path) -> None:
     try:
         learnt(pictures(), team, lr=1e300, clip_norm=None, optimizer="adamw")
     except FineTuneFailed as error:
-        assert error.best is not None
-        torch.save(error.best.model.state_dict(), out / f"diverged-{team.rank}.pt")
+        if error.best is not None:
+            torch.save(error.best.model.state_dict(), out / f"diverged-{team.rank}.pt")
         (out / f"diverged-{team.rank}").write_text(str(error))
 
 
@@ -145,6 +144,7 @@ def stops(team: Team, out: Path) -> None:
 
 def main(out: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
+    checkpoint.EVERY_S, checkpoint.MAX_SHARE = 0.0, math.inf  # store every step
     with joined() as team:
         for name in names:
             result = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import shutil
@@ -10,15 +12,17 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from autoprune.cli import app
 from autoprune.distributed import ALONE, check_alone, joined, launched
-from autoprune.finish import FORMATS
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune import team
+from tests.autoprune.runs import DIGITS, NET, QUICK
+from tests.autoprune.test_finetune import StopAfter
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,9 +67,10 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes wrote that were not interrupted."""
+    """What two processes wrote until one of them failed."""
     out = tmp_path_factory.mktemp("team")
-    assert run(out, *team.EQUAL, "diverges", "stops", "hard") == [(0, ""), (0, "")]
+    ends = run(out, *team.EQUAL, "diverges", "stops", "hard", "fails")
+    (out / "ends").write_text(repr(ends))
     return out
 
 
@@ -96,16 +101,65 @@ def test_a_stop_of_one_stops_all_at_one_step(whole: Path) -> None:
     assert same(ours, states(whole, "hard")[0]), "and what goes on from there ends the same"
 
 
+def test_what_fails_on_one_ends_all_with_one_message(whole: Path) -> None:
+    (code, error), (other, silent) = ast.literal_eval((whole / "ends").read_text())
+    assert (code, other, silent) == (2, 2, "")
+    assert re.fullmatch(r"error: The model has 6 outputs.* \(process 1 of 2\)\n", error)
+
+
+@pytest.mark.slow
 def test_a_killed_process_ends_all_and_they_go_on(whole: Path, tmp_path: Path) -> None:
     (code, error), (killed, _) = run(tmp_path, "killed")
     assert (code, killed) == (2, -signal.SIGKILL)
     assert re.fullmatch(r"error: Another of the 2 processes is gone.*the same command goes on from there\.\n", error)
-    assert (tmp_path / "killed.checkpoint").exists()
-    # goes on from its 8th step, then fails: one says why, both end
-    (code, error), (other, silent) = run(tmp_path, "resumed", "fails")
+    shutil.copy(tmp_path / "killed.checkpoint", tmp_path / "alone.checkpoint")
+    assert run(tmp_path, "resumed") == [(0, ""), (0, "")]
     assert same(states(tmp_path, "resumed")[0], states(whole, "hard")[0])
-    assert (code, other, silent) == (2, 2, "")
-    assert re.fullmatch(r"error: The model has 6 outputs.* \(process 1 of 2\)\n", error)
+    # another number of processes goes on as well, with other rounding
+    seen = StopAfter(10**6)
+    result = team.hard(ALONE, tmp_path / "alone.checkpoint", progress=seen)
+    assert len(result.history) == 3
+    assert 10**6 - seen.steps == 3 * team.STEPS - 8
+
+
+@pytest.mark.slow
+def test_three_processes(tmp_path: Path) -> None:
+    """With three the order of a sum matters: going on must keep it."""
+    assert run(tmp_path, "sgd", "loaders", "hard", "stops", world=3) == [(0, "")] * 3
+    for name in ("sgd", "loaders"):
+        alone = team.EQUAL[name](ALONE).model.state_dict()
+        for found in states(tmp_path, name, world=3):
+            for key, tensor in alone.items():
+                torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-11)
+    assert same(states(tmp_path, "stopped", world=3)[2], states(tmp_path, "hard", world=3)[0])
+
+
+def command_line(run: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "autoprune", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *command], cwd=run, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun(tmp_path: Path) -> None:
+    arguments = [*NET, *DIGITS, *QUICK, "--budget", "macs=0.5x", "--trials", "3", "--points", "1"]
+    searched = CliRunner().invoke(app, ["search", *arguments, "--run", str(tmp_path / "r")])
+    assert searched.exit_code == 0, searched.output
+    done = command_line(tmp_path, "finetune", "r", "--epochs", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    (point,) = json.loads(done.stdout)["front"]  # once: by process 0 alone
+    assert point["recipe"]["epochs"] == 2
+    assert done.stderr.count("Fine-tuning point 0: 22/22 steps") == 1
+    assert "Warning" not in done.stderr
+    for refused, why in (
+        (["finetune", "r", "--point", "7", "--epochs", "2"], "error: There is no point '7'"),
+        (["resume", "r"], "error: Only fine-tuning runs under torchrun, but it started 2 processes of `autoprune re"),
+    ):
+        failed = command_line(tmp_path, *refused)
+        assert failed.returncode != 0
+        assert failed.stderr.count("error: ") == failed.stderr.count(why) == 1
 
 
 def test_alone_is_a_team_of_one(monkeypatch: pytest.MonkeyPatch) -> None:

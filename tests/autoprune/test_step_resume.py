@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoprune import checkpoint, stopping
-from autoprune.data.base import Batch, Data
+from autoprune.data.base import Batch, Data, concatenate
 from autoprune.data.loaders import data_from_loaders
 from autoprune.data.parts import train_parts
 from autoprune.data.tensors import Augment, TensorBatches
@@ -145,8 +145,9 @@ def test_a_stop_stores_the_step_it_comes_after(tmp_path: Path, monkeypatch: pyte
         return asked == 9
 
     whole = finetune(conv_net(), data, SETTINGS)
-    with monkeypatch.context() as patched, pytest.raises(stopping.Stopped):
-        patched.setattr(stopping, "wanted", wanted)
+    monkeypatch.setattr(stopping, "wanted", wanted)
+    asked = 0
+    with pytest.raises(stopping.Stopped):
         finetune(conv_net(), data, SETTINGS, checkpoint=path)
     seen = StopAfter(10**6)
     assert outcome(finetune(conv_net(), data, SETTINGS, checkpoint=path, progress=seen)) == outcome(whole)
@@ -224,10 +225,11 @@ def test_writing_takes_a_bounded_share_of_the_time(tmp_path: Path, monkeypatch: 
         nonlocal now
         now += took
 
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
     keeper = checkpoint.Keeper(tmp_path / "c", {})
-    for took, pause in ((0.1, checkpoint.EVERY_S), (30.0, 30.0 / checkpoint.MAX_SHARE), (0.1, checkpoint.EVERY_S)):
+    for seconds, pause in ((0.1, checkpoint.EVERY_S), (30.0, 30.0 / checkpoint.MAX_SHARE), (0.1, checkpoint.EVERY_S)):
+        took = seconds
         keeper.write({})
         now += pause - 0.01
         assert not keeper.is_due
@@ -254,7 +256,7 @@ def test_parts_make_up_the_batch_from_any_start(make: Any, world: int) -> None:
             assert {part.total for part in parts} == {batch.total}
             assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
             if make is not loader_data or world == 1:  # whose noise is drawn by each process for itself
-                assert same_inputs(torch.cat([part.inputs for part in parts]), batch.inputs)  # type: ignore[misc]
+                assert same_inputs(concatenate([part.inputs for part in parts]), batch.inputs)
 
 
 def test_a_process_without_samples_gets_one_that_does_not_count() -> None:
