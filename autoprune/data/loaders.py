@@ -84,7 +84,6 @@ class LoaderBatches:
         self._plain = self._trained = loader
         if is_map_style(loader):
             keep: dict[str, Any] = {} if trains else {"drop_last": False}
-            self._trained = loader
             self._plain = rebuild(loader, loader.dataset if plain is None else plain, shuffle=False, **keep)
         self._first_shapes: list[tuple[int, ...]] | None = None
         for _ in self:

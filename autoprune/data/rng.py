@@ -34,9 +34,9 @@ def generator(*key: int) -> torch.Generator:
 
 
 def mixed(seed: int, step: int) -> int:
-    """Return a seed below 2^63 for each step of what has `seed`: as `key_seed`, in a tenth of the time.
+    """Return a seed below 2^63 for each step of what has `seed`: as `key_seed`, but cheap enough for every step.
 
-    Source: splitmix64; Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators", fig. 14 and 16.
+    Source: splitmix64; Steele, Lea & Flood 2014, "Fast Splittable Pseudorandom Number Generators".
     """
     z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64

@@ -62,8 +62,8 @@ def pictures(dtype: torch.dtype = torch.float64) -> Data:
     )
 
 
-def loaders(samples: int = 49) -> Data:
-    """A user's loader whose last batch has one sample: too few for two processes."""
+def loaders(samples: int) -> Data:
+    """A user's loader of batches of 16, the last of which is smaller."""
     data = pictures()
     train = data.train
     assert isinstance(train, TensorBatches)
@@ -78,7 +78,8 @@ def learnt(data: Data, team: Team = ALONE, **changes: Any) -> FineTuned:
 EQUAL = {
     "sgd": lambda team: learnt(pictures(), team),
     "adamw": lambda team: learnt(pictures(), team, optimizer="adamw", lr=0.01, label_smoothing=0.1, ema=None),
-    "loaders": lambda team: learnt(loaders(), team),
+    "uneven": lambda team: learnt(loaders(51), team),
+    "too-few": lambda team: learnt(loaders(49), team),  # for two processes, in the last batch
 }
 """Trainings that end the same, up to rounding, in any number of processes."""
 

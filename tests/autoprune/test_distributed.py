@@ -125,8 +125,8 @@ def test_a_killed_process_ends_all_and_they_go_on(whole: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_three_processes(tmp_path: Path) -> None:
     """With three the order of a sum matters: going on must keep it."""
-    assert run(tmp_path, "sgd", "loaders", "hard", "stops", world=3) == [(0, "")] * 3
-    for name in ("sgd", "loaders"):
+    assert run(tmp_path, "sgd", "too-few", "hard", "stops", world=3) == [(0, "")] * 3
+    for name in ("sgd", "too-few"):
         alone = team.EQUAL[name](ALONE).model.state_dict()
         for found in states(tmp_path, name, world=3):
             for key, tensor in alone.items():
