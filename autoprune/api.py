@@ -26,6 +26,7 @@ from autoprune.beginning import begin, discarded_unless_prepared
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.crew import check_crew, crew
 from autoprune.data import Data
+from autoprune.distributed import check_alone
 from autoprune.documents import usable
 from autoprune.finetune import FineTune
 from autoprune.finish import FORMATS, REPORT, finish
@@ -199,6 +200,7 @@ def search(
     """
     path = Path(run)
     check_new(path)
+    check_alone("search")
     if data is None and train is None:
         raise UserError("A search needs data: give `data`, the name of a data set or a `Data`, or the loader `train`.")
     source = ModelSource(model) if isinstance(model, str) else model if isinstance(model, ModelSource) else None
@@ -302,6 +304,7 @@ def resume(
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
     """
+    check_alone("resume")
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     if storage is not None:

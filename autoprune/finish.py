@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from autoprune import stopping
 from autoprune.card import card
 from autoprune.data.base import batch_size_of
+from autoprune.distributed import ALONE, Team
 from autoprune.documents import parsing, read_document, write_document
 from autoprune.evaluate import EvaluationFailed, Evaluator
 from autoprune.export import export_folder, export_onnx, export_program
@@ -117,9 +119,12 @@ def tune(
     settings: FineTune | None,
     progress: Progress,
     description: str,
+    team: Team = ALONE,
 ) -> tuple[FrontPoint, nn.Module]:
     """Build the subnet of a point and repair it, score it on the test split, fine-tune it where `settings` are given,
     score again.
+
+    In a `team`, process 0 does all this while the others `assist`.
 
     Returns:
         The point with its scores, and the finished network.
@@ -139,6 +144,7 @@ def tune(
             settings,
             teacher=bench.space.model,
             seed=bench.config.seed,
+            team=team,
             checkpoint=checkpoint,
             progress=progress,
             description=description,
@@ -168,6 +174,13 @@ def tune(
         test_after=test_accuracy(tuned, bench),
     )
     return point, tuned
+
+
+def assist(point: FrontPoint, bench: Workbench, settings: FineTune, team: Team) -> None:
+    """What the other processes do of `tune`: train with process 0, which gives the weights; nothing is written."""
+    model = bench.evaluator.subnet(point.candidate)
+    with suppress(FineTuneFailed):  # on all alike, and process 0 makes the best of it
+        finetune(model, bench.data, settings, teacher=bench.space.model, seed=bench.config.seed, team=team)
 
 
 def _repaired(
