@@ -1,0 +1,198 @@
+"""The phases of a run that faults are injected into: how to start or go on, and what must come out.
+
+What a phase calls is what a user calls: `search`, `resume`, `profile`, `fine_tune`, the command line. A phase is called
+again in the same way after every fault; only whether there is a run folder tells it whether to start or to go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+import autoprune as ap
+from autoprune.config import SearchConfig
+from autoprune.finished import Finished
+from autoprune.models import ModelSource
+from autoprune.points import fine_tune
+from autoprune.profiling import TABLE, profile
+from autoprune.proxies import proxy
+from autoprune.proxy_file import FILE as PROXY
+from autoprune.study import Study
+from autoprune.train import train_dense
+from tests.autoprune.runs import SETTINGS, loaders, tiny_net
+
+RUN = "r"
+PLAIN = ("macs", "params")
+"""Costs that no clock is needed for."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Something long that can be interrupted.
+
+    Attributes:
+        name: as in the table.
+        go_on: (folder) -> start it, or go on with it.
+        outcome: (folder) -> what must not depend on interruptions.
+        start: name of what is in the folder before, see `STARTS`; None for nothing.
+    """
+
+    name: str
+    go_on: Callable[[Path], object]
+    outcome: Callable[[Path], Any]
+    start: str | None = None
+
+
+def go_on(name: str, folder: str) -> None:
+    """What the process that is interrupted runs."""
+    PHASES[name].go_on(Path(folder))
+
+
+def begin(name: str, folder: str) -> None:
+    """Make what a phase starts from."""
+    STARTS[name](Path(folder))
+
+
+def searching(**settings: Any) -> Callable[[Path], None]:
+    """A search, or its resumption."""
+
+    def call(folder: Path) -> None:
+        if is_begun(folder):
+            ap.resume(folder / RUN, **given())
+        else:
+            search(folder, **settings)
+
+    return call
+
+
+def is_begun(folder: Path) -> bool:
+    return (folder / RUN / "config.toml").exists()
+
+
+def search(folder: Path, **settings: Any) -> None:
+    defaults = {**SETTINGS, "budget": ["macs=0.5x", "params=0.6x"], "latency_repeats": 1, "trials": 2, "points": 1}
+    ap.search(tiny_net(), **loaders(), **{**defaults, **settings}, run=folder / RUN)
+
+
+def given() -> dict[str, Any]:
+    """What was handed over in Python, to be handed over again."""
+    return {"model": tiny_net(), **loaders()}
+
+
+def trials(folder: Path) -> list[tuple[Any, ...]]:
+    """The trials of a run as far as they go, without seconds and measured costs."""
+    if not is_begun(folder):
+        return []
+    found = Study.read(folder / RUN).trials
+    assert [t.number for t in found] == list(range(len(found)))
+    return [(t.number, t.candidate, t.state, t.score, plain(t.costs), t.share, t.pruning, t.message) for t in found]
+
+
+def plain(costs: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in costs.items() if name in PLAIN}
+
+
+def outcome(folder: Path) -> tuple[Any, ...]:
+    """Everything of a finished run that must not depend on interruptions."""
+    run = folder / RUN
+    finished = Finished.read(run)
+    assert finished is not None
+    points = [
+        (p.trial, p.candidate, plain(p.costs), p.score, p.repaired, p.finetuned, p.test_before, p.test_after)
+        for p in finished.points
+    ]
+    # The bytes of the files differ: safetensors writes its header in an order that changes from process to process.
+    weights = [weights_digest(run / "front" / str(k) / "model.safetensors") for k in range(len(points))]
+    beside = sorted(str(path.relative_to(run)) for path in (run / "front").rglob("*"))
+    assert (run / "report.html").read_text().rstrip().endswith("</html>")
+    assert not [path for path in beside if path.endswith(".tmp")], "a leftover of a killed process is in the front"
+    return trials(folder), points, weights, beside
+
+
+def weights_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path).items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def with_file(name: str | Path) -> Callable[[Path], Any]:
+    """The outcome, and a JSON file of the run without its seconds."""
+    return lambda folder: (outcome(folder), timeless(json.loads((folder / RUN / name).read_text())))
+
+
+def timeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: timeless(part) for key, part in value.items() if key != "seconds"}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def measured_file(folder: Path) -> Any:
+    """The outcome, and what the device profile holds, without what a clock said."""
+    content = json.loads((folder / "device.json").read_text())
+    return outcome(folder), sorted(content)
+
+
+def go_on_with_more(folder: Path) -> None:
+    """Add trials to a finished run once."""
+    planned = SearchConfig.read(folder / RUN).trials
+    ap.resume(folder / RUN, trials=3 if planned == FINISHED["trials"] else None, **given())
+
+
+def fine_tune_again(folder: Path) -> None:
+    fine_tune(folder / RUN, ap.FineTune(epochs=4, lr=0.1), point=0, **given())
+
+
+def train(folder: Path) -> None:
+    if not (folder / "dense.safetensors").exists():
+        source = ModelSource("autoprune.nets:small_resnet", {"widths": [8, 16], "blocks": [1, 1]})
+        train_dense(source, "digits", folder / "dense.safetensors", settings={"epochs": 3, "lr": 0.1}, search_size=100)
+
+
+FINISHED: dict[str, Any] = {"trials": 3, "points": 2}
+"""The run that phases start from which need a finished one."""
+
+STARTS: dict[str, Callable[[Path], None]] = {"finished": lambda folder: search(folder, **FINISHED)}
+
+TUNED = ap.FineTune(epochs=2, lr=0.1)
+CLOCKED = {"budget": ["macs=0.5x", "latency=9s"], "measure_trials": "off", "trials": 3, "latency_subnets": 8}
+
+PHASES = {
+    phase.name: phase
+    for phase in [
+        Phase(
+            "search to report",
+            searching(trials=8, points=2, sweep=(1.0, 0.7), finetune=TUNED),
+            outcome,
+        ),
+        Phase("search, statistical bounds", searching(trials=8, bounds="statistical", agent="evolution"), outcome),
+        Phase("search, an agent that learns", searching(trials=10, agent="ddpg", prior="off"), outcome),
+        Phase("search, an agent of Optuna", searching(trials=10, agent="tpe", prior="off"), outcome),
+        Phase("table of the agent", searching(agent="bnb"), with_file("profile/prior.json")),
+        Phase("latency model", searching(**CLOCKED), outcome),
+        Phase(
+            "device profile",
+            lambda folder: searching(**CLOCKED, device_profile=folder / "device.json")(folder),
+            measured_file,
+        ),
+        Phase("fine-tuning", searching(points=2, finetune=ap.FineTune(epochs=6, lr=0.1)), outcome),
+        Phase("export", searching(trials=1, formats=["onnx"]), outcome),
+        Phase("trials added", go_on_with_more, outcome, start="finished"),
+        Phase("profile", lambda folder: profile(folder / RUN, samples=100, **given()), with_file(TABLE), "finished"),
+        Phase("fine-tuning by hand", fine_tune_again, outcome, start="finished"),
+        Phase(
+            "proxy",
+            lambda folder: proxy(folder / RUN, candidates=5, epochs=1, **given()),
+            with_file(PROXY),
+            start="finished",
+        ),
+        Phase("training", train, lambda folder: weights_digest(folder / "dense.safetensors")),
+    ]
+}
