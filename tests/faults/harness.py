@@ -19,8 +19,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,16 +110,17 @@ class Server:
         Args:
             fault: folder, mode, moment (0 for never), and a file for the operations that it does.
         """
-        order = {"call": call, "args": args, "log": str(log), "fault": fault}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order, default=str).encode() + b"\n")
-        self._process.stdin.flush()
+        self._order({"call": call, "args": args, "log": str(log), "fault": fault})
         while True:
             answer = self._answer(PATIENCE)
             assert answer is not None, "the server hangs"
             if "code" not in answer:
                 self.codes.pop(answer["pid"], None)
                 return Process(self, answer["pid"], log)
+
+    def load(self, modules: Sequence[str]) -> None:
+        """Have the server import modules, for all processes from now on."""
+        self._order({"load": modules})
 
     def code(self, pid: int, seconds: float) -> int | None:
         end = time.monotonic() + seconds
@@ -134,6 +134,11 @@ class Server:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+
+    def _order(self, order: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(order).encode() + b"\n")
+        self._process.stdin.flush()
 
     def _answer(self, seconds: float) -> dict[str, int] | None:
         assert self._process.stdout is not None
@@ -178,16 +183,25 @@ class Harness:
         folder = self.folder / f"{phase.name.replace(' ', '-')}-{self._count}"
         if phase.start is None:
             folder.mkdir()
-            return folder
-        made = self.folder / f"start-of-{phase.start}"
+        else:
+            shutil.copytree(self.started(phase.start), folder)
+        return folder
+
+    def started(self, name: str) -> Path:
+        """A folder with a start of phases in it: to be copied, not changed."""
+        made = self.folder / f"start-of-{name}"
         if not made.exists():
             half = made.with_name(made.name + "-half")
             half.mkdir()
-            process = self.server.start("tests.faults.phases:begin", phase.start, str(half), log=self._log(half))
+            process = self.call("begin", name, half, folder=half)
             assert process.wait() == 0, process.said()
             half.rename(made)
-        shutil.copytree(made, folder)
-        return folder
+        return made
+
+    def call(self, function: str, *arguments: str | float | Path, folder: Path) -> Process:
+        """Call a function of `phases` in a process of its own; what it prints goes to a log beside `folder`."""
+        given = [str(argument) if isinstance(argument, Path) else argument for argument in arguments]
+        return self.server.start(f"tests.faults.phases:{function}", *given, log=self._log(folder))
 
     def run(self, phase: Phase, folder: Path, mode: int = 0, moment: int = 0) -> Process:
         """Start a phase, or go on with it."""
@@ -198,6 +212,7 @@ class Harness:
     def unbroken(self, phase: Phase) -> Unbroken:
         """The phase, left alone."""
         if phase.name not in self._unbroken:
+            self.server.load(phase.imports)
             folder = self.fresh(phase)
             start = time.monotonic()
             process = self.run(phase, folder)

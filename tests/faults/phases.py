@@ -6,16 +6,23 @@ again in the same way after every fault; only whether there is a run folder tell
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Callable
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 import autoprune as ap
+from autoprune import cli
 from autoprune.config import SearchConfig
 from autoprune.finished import Finished
 from autoprune.models import ModelSource
@@ -23,6 +30,7 @@ from autoprune.points import fine_tune
 from autoprune.profiling import TABLE, profile
 from autoprune.proxies import proxy
 from autoprune.proxy_file import FILE as PROXY
+from autoprune.scores import accuracy
 from autoprune.study import Study
 from autoprune.train import train_dense
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
@@ -41,12 +49,14 @@ class Phase:
         go_on: (folder) -> start it, or go on with it.
         outcome: (folder) -> what must not depend on interruptions.
         start: name of what is in the folder before, see `STARTS`; None for nothing.
+        imports: modules that only this phase needs.
     """
 
     name: str
     go_on: Callable[[Path], object]
     outcome: Callable[[Path], Any]
     start: str | None = None
+    imports: tuple[str, ...] = ()
 
 
 def go_on(name: str, folder: str) -> None:
@@ -156,12 +166,81 @@ def train(folder: Path) -> None:
         train_dense(source, "digits", folder / "dense.safetensors", settings={"epochs": 3, "lr": 0.1}, search_size=100)
 
 
+def go_on_under_a_wild_clock(name: str, folder: str) -> None:
+    """`go_on` while the wall clock of this process jumps between years, back as often as forward."""
+    clock = ctypes.CDLL(None).faults_clock
+    rng, before = random.Random(0), time.time()
+
+    def jump() -> None:
+        while True:
+            clock(ctypes.c_double(rng.choice([-1e8, -86400, -3600, -60, -1, 0, 1, 60, 3600, 86400, 1e8])))
+            time.sleep(0.02)
+
+    clock(ctypes.c_double(-86400))
+    assert time.time() < before - 80000
+    threading.Thread(target=jump, daemon=True).start()
+    go_on(name, folder)
+
+
+def add_when_told(folder: str, at: float = 0.0) -> None:
+    """Add two trials to the run as soon as the clock says `at`; scoring waits at the gate."""
+    while time.time() < at:
+        pass
+    ap.resume(Path(folder) / RUN, trials=2, **given(), score=Gated(Path(folder)))
+
+
+class Gated:
+    """A score that tells that it is asked for, and then waits as long as there is the file ``gate``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __call__(self, model: nn.Module, batches: Iterable[Any]) -> float:
+        while (self._folder / "gate").exists():
+            (self._folder / f"waits-{os.getpid()}").touch()
+            time.sleep(0.01)
+        return accuracy(model, batches)
+
+
+def command(*arguments: str) -> None:
+    """What a shell runs as ``autoprune ARGUMENTS``."""
+    cli.app(list(arguments))
+
+
+def load_point(folder: str) -> None:
+    """What somebody does who was given an exported folder."""
+    ap.load(folder)
+
+
+def make_everything(folder: Path) -> None:
+    """A finished run with one of every file that there is, of things given by name."""
+    source = ModelSource("autoprune.nets:small_resnet", {"widths": [8, 16], "blocks": [1, 1]})
+    ap.search(
+        source,
+        data="digits",
+        **{**SETTINGS, **CLOCKED, "points": 1},
+        finetune=ap.FineTune(epochs=1, lr=0.1),
+        importance="mean_activation",
+        formats=["onnx"],
+        run=folder / RUN,
+        device_profile=folder / "device.json",
+    )
+    profile(folder / RUN, samples=100, levels=2)
+    proxy(folder / RUN, candidates=5, epochs=1)
+
+
+ONNX = ("onnx", "onnxscript", "onnxruntime", "networkx", "torch._dynamo", "torch.onnx._internal.exporter._core")
+
 FINISHED: dict[str, Any] = {"trials": 3, "points": 2}
 """The run that phases start from which need a finished one."""
 
-STARTS: dict[str, Callable[[Path], None]] = {"finished": lambda folder: search(folder, **FINISHED)}
+STARTS: dict[str, Callable[[Path], None]] = {
+    "finished": lambda folder: search(folder, **FINISHED),
+    "gated": lambda folder: search(folder, **FINISHED, score=Gated(folder)),
+    "everything": make_everything,
+}
 
-TUNED = ap.FineTune(epochs=2, lr=0.1)
+TUNED = ap.FineTune(epochs=1, lr=0.1)
 CLOCKED = {"budget": ["macs=0.5x", "latency=9s"], "measure_trials": "off", "trials": 3, "latency_subnets": 8}
 
 PHASES = {
@@ -169,7 +248,7 @@ PHASES = {
     for phase in [
         Phase(
             "search to report",
-            searching(trials=8, points=2, sweep=(1.0, 0.7), finetune=TUNED),
+            searching(trials=5, sweep=(1.0, 0.7), finetune=TUNED),
             outcome,
         ),
         Phase("search, statistical bounds", searching(trials=8, bounds="statistical", agent="evolution"), outcome),
@@ -183,7 +262,7 @@ PHASES = {
             measured_file,
         ),
         Phase("fine-tuning", searching(points=2, finetune=ap.FineTune(epochs=6, lr=0.1)), outcome),
-        Phase("export", searching(trials=1, formats=["onnx"]), outcome),
+        Phase("export", searching(trials=1, formats=["onnx"]), outcome, imports=ONNX),
         Phase("trials added", go_on_with_more, outcome, start="finished"),
         Phase("profile", lambda folder: profile(folder / RUN, samples=100, **given()), with_file(TABLE), "finished"),
         Phase("fine-tuning by hand", fine_tune_again, outcome, start="finished"),

@@ -2,12 +2,13 @@
 
 Run as ``python -m tests.faults.server``, with the shim in LD_PRELOAD where there is one. Reads one JSON order a line
 from stdin: ``{"call": "module:function", "args": [...], "log": path, "fault": [folder, mode, moment, log] or null}``.
-Writes ``{"pid": pid}`` at once, and ``{"pid": pid, "code": exit code}`` when a process has ended, in subprocess's
+``{"load": [modules]}`` imports more of them. Writes ``{"pid": pid}`` at once, and ``{"pid": pid, "code": exit code}`` when a process has ended, in subprocess's
 words: -9 for SIGKILL. Autograd never runs here: a fork of a process in which it has would hang.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import importlib
@@ -17,24 +18,23 @@ import select
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
+
+import optuna
+import plotly.graph_objects as go
+
+from tests.layout import sources
 
 BLAMELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 """What a command says in one line and leaves with exit code 2, as with a `UserError`."""
 
 
 def main() -> None:
-    import autoprune.agents
-    import autoprune.cli
-    import tests.faults.phases
-
-    for name in ("optuna", "scipy.stats", "sklearn.datasets", "torch._dynamo", "autoprune.finish"):
-        importlib.import_module(name)
-    for name in ("onnx", "onnxscript", "onnxruntime", "torch.onnx._internal.exporter._core"):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            pass
+    load(["tests.faults.phases", *(name for name in sources() if not name.endswith("__main__"))])
+    # what these import when they are used first
+    optuna.create_study(storage="sqlite://")
+    go.Figure(go.Scatter()).to_html()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -42,20 +42,31 @@ def main() -> None:
     orders = os.fdopen(0, "rb", buffering=0)
     answers = os.dup(1)
     while True:
-        ready, _, _ = select.select([orders, woken], [], [])
+        ready, _, _ = select.select([0, woken], [], [])
         if woken in ready:
             os.read(woken, 4096)
             report_ended(answers)
-        if orders in ready:
+        if 0 in ready:
             line = orders.readline()
             if not line:
                 return
+            order = json.loads(line)
+            if "load" in order:
+                load(order["load"])
+                continue
             pid = os.fork()
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os._exit(follow(json.loads(line)))
+                os._exit(follow(order))
             say(answers, {"pid": pid})
+
+
+def load(names: Iterable[str]) -> None:
+    """Import what there is of these."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
 
 
 def say(descriptor: int, value: Any) -> None:
