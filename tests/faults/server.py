@@ -1,9 +1,10 @@
 """A process that has everything imported, and forks others that do what they are told: to be killed at any moment.
 
 Run as ``python -m tests.faults.server``, with the shim in LD_PRELOAD where there is one. Reads one JSON order a line
-from stdin: ``{"call": "module:function", "args": [...], "log": path, "fault": [folder, mode, moment, log] or null}``.
-``{"load": [modules]}`` imports more of them. Writes ``{"pid": pid}`` at once, and ``{"pid": pid, "code": exit code}`` when a process has ended, in subprocess's
-words: -9 for SIGKILL. Autograd never runs here: a fork of a process in which it has would hang.
+from stdin: ``{"call": "module:function", "args": [...], "log": path, "fault": [folder, mode, moment, log] or null}``,
+or ``{"load": [modules]}`` to import more of them. Writes ``{"pid": pid}`` at once, and ``{"pid": pid, "code": code}``
+when a process has ended, in subprocess's words: -9 for SIGKILL. Autograd never runs here: a fork of a process in which
+it has would hang.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ BLAMELESS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG, errno.EACCES)
 def main() -> None:
     load(["tests.faults.phases", *(name for name in sources() if not name.endswith("__main__"))])
     # what these import when they are used first
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     optuna.create_study(storage="sqlite://")
     go.Figure(go.Scatter()).to_html()
     woken, wake = os.pipe()

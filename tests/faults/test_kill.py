@@ -15,7 +15,7 @@ import pytest
 
 from tests.autoprune.runs import DIGITS, NET, QUICK
 from tests.faults import phases
-from tests.faults.harness import FULL, KILL, TEAR, Harness
+from tests.faults.harness import FULL, KILL, KINDS, READ_ONLY, TEAR, Harness
 from tests.faults.phases import PHASES
 
 FAST = "search to report"
@@ -52,11 +52,11 @@ def test_phase_killed_at_random_times(harness: Harness, name: str) -> None:
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("name", PHASES)
 def test_phase_on_a_disk_that_fills_up(harness: Harness, name: str) -> None:
-    harness.interrupt(PHASES[name], [FULL] * 4, seed=1)
+    harness.interrupt(PHASES[name], [FULL] * 3 + [READ_ONLY], seed=1)
 
 
 @pytest.mark.slow
-def test_command_killed_at_random_times(tmp_path: Path) -> None:
+def test_command_killed_at_random_times(harness: Harness, tmp_path: Path) -> None:
     settings = [*NET, *DIGITS, *QUICK, "--budget", "macs=0.5x", "--trials", "40", "--finetune-epochs", "2"]
     command = [sys.executable, "-m", "autoprune"]
     whole, broken = tmp_path / "whole" / phases.RUN, tmp_path / "broken" / phases.RUN
@@ -72,6 +72,7 @@ def test_command_killed_at_random_times(tmp_path: Path) -> None:
             process.kill()
             process.wait()
             killed += 1
+            harness.records.append({"phase": "the command", "kind": KINDS[0], "at": "", "lost": 0})
     assert killed >= 3
     subprocess.run([*command, "resume", broken], check=True, capture_output=True)
     assert phases.outcome(broken.parent) == phases.outcome(whole.parent)
