@@ -13,7 +13,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import nn
 import autoprune as ap
 from autoprune import cli
 from autoprune.config import SearchConfig
+from autoprune.data.base import Batches
 from autoprune.finished import Finished
 from autoprune.models import ModelSource
 from autoprune.points import fine_tune
@@ -195,7 +196,7 @@ class Gated:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def __call__(self, model: nn.Module, batches: Iterable[Any]) -> float:
+    def __call__(self, model: nn.Module, batches: Batches) -> float:
         while (self._folder / "gate").exists():
             (self._folder / f"waits-{os.getpid()}").touch()
             time.sleep(0.01)
