@@ -162,6 +162,7 @@ class Unbroken:
 
     outcome: Any
     trials: Any
+    folder: Path
     seconds: float
     operations: tuple[str, ...]
 
@@ -220,7 +221,9 @@ class Harness:
             seconds = time.monotonic() - start
             seen = self._operations(folder)
             operations = tuple(seen.read_text().splitlines()) if seen.exists() else ()
-            self._unbroken[phase.name] = Unbroken(phase.outcome(folder), phases.trials(folder), seconds, operations)
+            self._unbroken[phase.name] = Unbroken(
+                phase.outcome(folder), phases.trials(folder), folder, seconds, operations
+            )
         return self._unbroken[phase.name]
 
     def interrupt(self, phase: Phase, kinds: Sequence[int], seed: int) -> None:

@@ -7,6 +7,7 @@ real command.
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ FAST = "search to report"
 
 @pytest.mark.usefixtures("shim")
 def test_killed_before_operations(harness: Harness) -> None:
-    harness.interrupt(PHASES[FAST], [KILL] * 6 + [TEAR] * 3, seed=0)
+    harness.interrupt(PHASES[FAST], [KILL] * 5 + [TEAR] * 3, seed=0)
 
 
 @pytest.mark.usefixtures("shim")
@@ -32,7 +33,7 @@ def test_disk_full_at_operations(harness: Harness) -> None:
 
 
 def test_killed_at_random_times(harness: Harness) -> None:
-    harness.interrupt(PHASES[FAST], [0] * 3, seed=0)
+    harness.interrupt(PHASES[FAST], [0] * 4, seed=0)
 
 
 @pytest.mark.slow
@@ -53,6 +54,22 @@ def test_phase_killed_at_random_times(harness: Harness, name: str) -> None:
 @pytest.mark.parametrize("name", PHASES)
 def test_phase_on_a_disk_that_fills_up(harness: Harness, name: str) -> None:
     harness.interrupt(PHASES[name], [FULL] * 3 + [READ_ONLY], seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shim")
+@pytest.mark.parametrize("later", [1, 10, 40, 100, 150])
+def test_nothing_is_measured_twice(harness: Harness, later: int) -> None:
+    """A device is asked no more often where the process is killed once its latency model is stored."""
+    phase = PHASES["latency model"]
+    whole = harness.unbroken(phase)
+    stored = next(n for n, what in enumerate(whole.operations, 1) if what == "rename r/profile/latency/phone-1.json")
+    folder = harness.fresh(phase)
+    assert harness.run(phase, folder, KILL, stored + later).wait() == -signal.SIGKILL
+    process = harness.run(phase, folder)
+    assert process.wait() == 0, process.said()
+    assert phase.outcome(folder) == whole.outcome
+    assert phases.asked(folder) == phases.asked(whole.folder)
 
 
 @pytest.mark.slow

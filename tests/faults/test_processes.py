@@ -87,18 +87,14 @@ def test_two_at_the_same_instant_again(harness: Harness, folder: Path, number: i
 
 def make_one_run_twice(harness: Harness, folder: Path) -> None:
     """Two processes that make one run in the same instant: one makes it, the other is refused."""
-    phase = PHASES["search, an agent of Optuna"]
+    phase = PHASES["search to report"]
     folder.mkdir()
     both = [harness.run(phase, folder) for _ in range(2)]
     assert sorted(process.wait() or 0 for process in both) == [0, 2], both[0].said()
     assert phase.outcome(folder) == harness.unbroken(phase).outcome
 
 
-def test_one_run_made_twice(harness: Harness, tmp_path: Path) -> None:
-    make_one_run_twice(harness, tmp_path / "twice")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(20))
-def test_one_run_made_twice_again(harness: Harness, tmp_path: Path, number: int) -> None:
+def test_one_run_made_twice(harness: Harness, tmp_path: Path, number: int) -> None:
     make_one_run_twice(harness, tmp_path / "twice")
