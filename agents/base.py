@@ -106,8 +106,8 @@ class Agent(ABC):
     state of an agent is a function of the trials told to it, in their order: a resumed study tells them again, to a
     new agent, and gets the proposals that the old one would have made. `ask` changes nothing that a later `ask` sees.
 
-    Numbers rise, but need not begin at 0 or be consecutive: agents for several shares of a budget share one study,
-    and each is asked and told its own trials only. What comes first is therefore decided by `trials`.
+    Numbers need not begin at 0, be consecutive or (with several workers) rise: agents for several shares of a budget
+    share one study, and each is asked and told its own trials only. What comes first is therefore decided by `rank`.
 
     With `costs`, the score is not all: the agent looks for the front of high scores and low costs. A wish then has one
     coordinate more than there are groups, for how much of the budget may be spent: from the last of `FRONT_SHARES` (0),
@@ -122,6 +122,8 @@ class Agent(ABC):
         least_share: of the budget, down to which candidates are looked for with `costs`.
         num_wishes: coordinates D of a wish: one per group, and with `costs` the spent part of the budget.
         trials: what was told so far.
+        pending: what other workers evaluate now and will be told later, None where that is not known yet: set before
+            `ask`, so that several workers do not propose the same. It is no part of the state.
 
     Raises:
         UserError: a negative seed, a budget that no subnet fits, or a cost that the space cannot tell.
@@ -142,9 +144,15 @@ class Agent(ABC):
         self.costs = tuple(costs)
         self.num_wishes = len(space.groups) + bool(costs)
         self.trials: list[Trial] = []
+        self.pending: tuple[Candidate | None, ...] = ()
         self._limits = limits
         needed = self._spent((0,) * len(space.groups)) * (1 + 1e-9)  # so that rounding leaves room for the smallest
         self.least_share = min(1.0, max(FRONT_SHARES[-1], needed))
+
+    @property
+    def rank(self) -> int:
+        """How many trials of this agent come before the one it is asked for."""
+        return len(self.trials) + len(self.pending)
 
     @property
     def ruled_out(self) -> dict[str, int]:

@@ -61,9 +61,8 @@ class BnBAgent(Agent):
         self._ranked: list[Candidate] = []  # how far the search was asked to go; no part of the state
 
     def ask(self, number: int) -> Candidate:
-        rank = len(self.trials)
-        self._advance(rank)
-        return self._ranked[rank % len(self._ranked)] if self._ranked else (0,) * len(self.space.groups)
+        self._advance(self.rank)
+        return self._ranked[self.rank % len(self._ranked)] if self._ranked else (0,) * len(self.space.groups)
 
     def tell(self, trial: Trial) -> None:
         self._advance(len(self.trials))  # as far as it was asked: costs that are measured may be others later

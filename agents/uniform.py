@@ -15,7 +15,7 @@ class UniformAgent(Agent):
 
     The first proposal is tight: what rounding left of the budget is given to groups one level at a time. The others
     are the uniform candidates within the budget, in the order of the van der Corput sequence, each once; then they
-    come again. Nothing is random and no score is used; where a proposal stands is the number of trials told.
+    come again. Nothing is random and no score is used; where a proposal stands is its `rank`.
 
     Source of the order: van der Corput 1935, "Verteilungsfunktionen"; base 2.
     """
@@ -28,7 +28,7 @@ class UniformAgent(Agent):
         self._proposals = [tight, *(below[index] for index in _van_der_corput_order(len(below)))]
 
     def ask(self, number: int) -> Candidate:
-        return self._proposals[len(self.trials) % len(self._proposals)]
+        return self._proposals[self.rank % len(self._proposals)]
 
 
 def _van_der_corput_order(size: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -29,7 +30,6 @@ class WarmAgent(Agent):
     Attributes:
         table: losses by group and level, None where there is none.
         warm: what comes first.
-        tried: candidates told so far, whatever became of them.
         complete: score and candidate of the complete trials, in their order.
     """
 
@@ -38,7 +38,7 @@ class WarmAgent(Agent):
     ) -> None:
         super().__init__(space, budget, seed=seed, costs=costs)
         self.table = given(table, space)
-        self.tried: set[Candidate] = set()
+        self._told: set[Candidate] = set()
         self.complete: list[tuple[float, Candidate]] = []
         warm = []
         for share in FRONT_SHARES if costs else (1.0,):
@@ -50,12 +50,16 @@ class WarmAgent(Agent):
         self.warm = list(dict.fromkeys(warm))
 
     def ask(self, number: int) -> Candidate:
-        done = len(self.trials)
-        return self.warm[done] if done < len(self.warm) else self.propose(number)
+        return self.warm[self.rank] if self.rank < len(self.warm) else self.propose(number)
+
+    @property
+    def tried(self) -> AbstractSet[Candidate]:
+        """Candidates that were told, whatever became of them, or are pending."""
+        return self._told.union(each for each in self.pending if each is not None) if self.pending else self._told
 
     def tell(self, trial: Trial) -> None:
         super().tell(trial)
-        self.tried.add(trial.candidate)
+        self._told.add(trial.candidate)
         if trial.state == "complete" and trial.score is not None:
             self.complete.append((trial.score, trial.candidate))
 

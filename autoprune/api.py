@@ -23,6 +23,7 @@ import autoprune
 from autoprune.agents import agent_class
 from autoprune.agents.base import Trial
 from autoprune.config import FROM_PYTHON, SearchConfig
+from autoprune.crew import check_crew, crew
 from autoprune.data import Data
 from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune
@@ -49,6 +50,7 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
+from autoprune.storage import Address
 from autoprune.study import Study, check_new
 from autoprune.verifying import forget_verified
 from autoprune.workbench import (
@@ -132,6 +134,10 @@ def search(
     points: int = 4,
     finetune: FineTune | None = None,
     formats: Sequence[str] = (),
+    storage: str | None = None,
+    study: str | None = None,
+    workers: int = 1,
+    executor: str = "local",
     progress: Progress = NO_PROGRESS,
 ) -> Result:
     """Search the keep ratios of every group of channels, then finish and export the best subnets.
@@ -195,6 +201,13 @@ def search(
         points: front points to finish and export at most.
         finetune: settings; None for no fine-tuning.
         formats: ``onnx`` and ``torch-export``, written beside each folder.
+        storage: URL of a server (``postgresql://user@host/database``) that holds the trials, for workers on several
+            machines; None for ``study.db`` in the run folder. Its password is written nowhere: it is asked of the
+            environment (AUTOPRUNE_STORAGE, or what the driver reads) when the search goes on.
+        study: name of the study there; None for that of the folder.
+        workers: processes that evaluate candidates, this one included. With one, the same seed gives the same trials,
+            bit for bit; with several the same numbers are tried, but each agent proposes by what was known by then.
+        executor: of further workers: ``local``, on this machine, or ``ray``.
         progress: `RichProgress()` shows bars.
 
     Raises:
@@ -251,11 +264,14 @@ def search(
         latency_confidence=latency_confidence,
         measure_trials=measure_trials,
         device_profile=None if device_profile is None else str(Path(device_profile).expanduser().absolute()),
+        storage=None if storage is None else Address.parse(storage).shown,
+        study=path.absolute().name if study is None and storage is not None else study,
         points=points,
         finetune=None if finetune is None else finetune.to_dict(),
         formats=tuple(formats),
         versions={"autoprune": autoprune.__version__, "torch": str(torch.__version__)},
     )
+    check_crew(config, workers, executor)
     objects = handed_over(
         config,
         model=own,
@@ -280,8 +296,8 @@ def search(
             measure_trials=settle_measuring(bench, uniform, progress),
             fingerprints=fingerprints(bench),
         )
-        with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as study:
-            return _go_on(study, replace(bench, config=config), order, progress)
+        with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as created:
+            return _go_on(created, replace(bench, config=config), order, workers, executor, progress)
 
 
 def resume(
@@ -289,6 +305,9 @@ def resume(
     *,
     trials: int | None = None,
     measure_latency: bool = False,
+    storage: str | None = None,
+    workers: int = 1,
+    executor: str = "local",
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> Result:
@@ -301,13 +320,18 @@ def resume(
         run: the run folder.
         trials: how many to add to the plan; None finishes the plan.
         measure_latency: measure the devices again, for the models that predict. Trials made with others stay.
+        storage: URL of the storage that the run names, with the password that the run does not.
+        workers, executor: as for `search`.
 
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
     """
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
+    if storage is not None:
+        Address.parse(storage)  # its password is known from now on
     with Study.open(Path(run)) as study:
+        check_crew(study.config, workers, executor)
         bench = rebuild_workbench(study.config, study.path, **given)
         with bench.gauges:
             if measure_latency:
@@ -320,12 +344,21 @@ def resume(
             order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)
             if trials is not None:
                 study.change(trials=study.config.trials + trials)
-            return _go_on(study, replace(bench, config=study.config), order, progress)
+            return _go_on(study, replace(bench, config=study.config), order, workers, executor, progress)
 
 
-def _go_on(study: Study, bench: Workbench, order: Sequence[int] | None, progress: Progress) -> Result:
+def _go_on(
+    study: Study,
+    bench: Workbench,
+    order: Sequence[int] | None,
+    workers: int,
+    executor: str,
+    progress: Progress,
+) -> Result:
     bench = with_prior(bench, study, progress)
-    trials = run_trials(study, bench, order, progress)
+    study.share()
+    with crew(study, workers, executor, progress):
+        trials = run_trials(study, bench, order, progress)
     finished = Finished.read(study.path)
     if finished is None or finished.num_trials != len(trials) or not finished.is_whole():
         (study.path / FOLDER).mkdir(exist_ok=True)

@@ -2,7 +2,8 @@
 `finetune` and `export`. The commands on a model alone are in `cli_models`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
-that says what), 130 stopped with Ctrl-C, 1 anything else. Heavy imports wait until a command runs.
+that says what), 130 stopped with Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 1 anything else. Heavy imports wait until a
+command runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoprune import cli_models
+from autoprune import cli_models, cli_worker
 from autoprune import cli_options as options
 from autoprune.cli_errors import guarded
 
@@ -25,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_models.app)
+app.add_typer(cli_worker.app)
 
 
 def main() -> None:
@@ -99,6 +101,10 @@ def search(
     format: options.Formats = None,
     finetune_epochs: options.FineTuneEpochs = 0,
     finetune_arg: options.FineTuneArg = None,
+    storage: options.Storage = None,
+    study: options.StudyName = None,
+    workers: options.Workers = 1,
+    executor: options.Executor = "local",
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -149,6 +155,10 @@ def search(
         points=points,
         formats=format or (),
         finetune=_fine_tune(finetune_epochs, finetune_arg),
+        storage=storage,
+        study=study,
+        workers=workers,
+        executor=executor,
         progress=RichProgress(),
     )
     _shown(result.run, json)
@@ -164,6 +174,9 @@ def resume(
     measure_latency: Annotated[
         bool, typer.Option("--measure-latency", help="Measure again what predicts latency, on this device.")
     ] = False,
+    storage: options.Storage = None,
+    workers: options.Workers = 1,
+    executor: options.Executor = "local",
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -171,7 +184,15 @@ def resume(
     from autoprune import api
     from autoprune.progress import RichProgress
 
-    result = api.resume(run, trials=trials, measure_latency=measure_latency, progress=RichProgress())
+    result = api.resume(
+        run,
+        trials=trials,
+        measure_latency=measure_latency,
+        storage=storage,
+        workers=workers,
+        executor=executor,
+        progress=RichProgress(),
+    )
     _shown(result.run, json)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import signal
@@ -10,13 +9,19 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
 from rich.console import Console
 
+from autoprune import stopping
+
 P = ParamSpec("P")
+
+KEEPS = ("search", "resume", "worker", "profile", "proxy", "finetune", "latency")
+"""Commands that store what they have done: they get time to finish the step that runs when they are stopped."""
 
 
 def guarded(command: Callable[P, None]) -> Callable[P, None]:
@@ -29,18 +34,21 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
-                command(*args, **kwargs)
-        except KeyboardInterrupt:
-            errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
-            raise typer.Exit(130) from None
+                with stopping.listening(stopping.GRACE_S if command.__name__ in KEEPS else 0):
+                    command(*args, **kwargs)
+        except KeyboardInterrupt as stopped:
+            with suppress(OSError):  # where stderr is a file on a full disk, or a terminal that was closed
+                errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
+            raise typer.Exit(stopping.exit_code(stopped)) from None
         except BrokenPipeError:
             raise  # `autoprune show ... | head`: Typer ends quietly
         except Exception as error:
-            if kwargs.get("debug"):
-                errors.print_exception()
-            text, code = _explained(error)
-            errors.print("[bold red]error:[/]", end=" ")
-            errors.print(text, markup=False, soft_wrap=True)
+            text, code = _explained(error, _go_on(command.__name__, kwargs.get("run")))
+            with suppress(OSError):
+                if kwargs.get("debug"):
+                    errors.print_exception()
+                errors.print("[bold red]error:[/]", end=" ")
+                errors.print(text, markup=False, soft_wrap=True)
             raise typer.Exit(code) from None
 
     return run
@@ -65,35 +73,55 @@ def _load_torch() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def _explained(error: Exception) -> tuple[str, int]:
+def _explained(error: Exception, go_on: str) -> tuple[str, int]:
+    """What to print, and the exit code."""
+    from autoprune.failures import DISK, disk_error
+    from autoprune.memory import is_out_of_memory
     from autoprune.search_spaces.errors import UserError
 
     if isinstance(error, UserError):
         return str(error), 2
+    disk = disk_error(error)
+    if disk is not None:
+        where = f": {disk.filename}" if disk.filename else ""
+        return (
+            f"{disk.strerror}{where}. What was finished before is stored: {DISK[disk.errno or 0]}, then go on with "
+            f"{go_on}."
+        ), 2
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        step = (
-            "What was finished before is stored: make room, then go on with `autoprune resume`."
-            if full
-            else "Choose a file or folder that can be used here."
-        )
-        return f"{error.strerror or error}{where}. {step}", 2
+        return f"{error.strerror or error}{where}. Choose a file or folder that can be used here.", 2
+    if is_out_of_memory(error):
+        return f"Out of memory: {error}. Set a smaller batch_size, or end what else uses the memory.", 2
     return f"{type(error).__name__}: {error}. Run again with --debug to see where.", 1
 
 
 def _stopped(command: str, run: Any) -> str:
-    from autoprune.config import FILE
-
     if command == "latency":
         return "Stopped. The cuts measured so far are kept where --device-profile names a file."
+    if command not in KEEPS:
+        return "Stopped. Nothing was changed."
     if command not in ("search", "resume"):
         return "Stopped. The same command again goes on from what is stored."
-    if not isinstance(run, Path) or not (run / FILE).is_file():
+    if not _is_run(run):
         return "Stopped. Nothing was stored."
+    from autoprune.search_spaces.errors import UserError
     from autoprune.study import Study
 
-    study = Study.read(run)
-    return (
-        f"Stopped. {len(study.trials)} of {study.config.trials} trials are stored. Go on with: autoprune resume {run}"
-    )
+    try:
+        study = Study.read(run)
+        done = f"{len(study.trials)} of {study.config.trials} trials are stored."
+    except UserError:  # not all of the folder is there yet
+        done = "What was measured is stored."
+    return f"Stopped. {done} Go on with: autoprune resume {run}"
+
+
+def _go_on(command: str, run: Any) -> str:
+    """The command that goes on, as it reads in a sentence."""
+    return f"`autoprune resume {run}`" if command in ("search", "resume") and _is_run(run) else "the same command again"
+
+
+def _is_run(run: Any) -> bool:
+    from autoprune.config import FILE
+
+    return isinstance(run, Path) and (run / FILE).is_file()

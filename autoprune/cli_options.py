@@ -14,6 +14,7 @@ SCORE = "Score"
 RESULT = "Result"
 LATENCY = "Latency"
 TRAINING = "Fine-tuning"
+WORKERS = "Workers"
 
 Run = Annotated[Path, typer.Argument(help="The run folder.", show_default=False, metavar="RUN")]
 Point = Annotated[str, typer.Option(help="A point of the front: its number, or 'best'.")]
@@ -267,6 +268,22 @@ Formats = Annotated[
     list[str] | None,
     typer.Option(help="onnx or torch-export, beside the folder of each point; repeatable.", rich_help_panel=RESULT),
 ]
+Storage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="postgresql://... or mysql://...: keep the trials on a server, for workers on several machines.",
+        rich_help_panel=WORKERS,
+    ),
+]
+StudyName = Annotated[
+    str | None,
+    typer.Option("--study", help="Name of the study there. Default: that of the folder.", rich_help_panel=WORKERS),
+]
+Workers = Annotated[
+    int, typer.Option(help="Processes that evaluate candidates, this one included.", rich_help_panel=WORKERS)
+]
+Executor = Annotated[str, typer.Option(help="Of further workers: local or ray.", rich_help_panel=WORKERS)]
 FineTuneEpochs = Annotated[
     int, typer.Option(help="Fine-tune each point, the dense model as teacher.", rich_help_panel=TRAINING)
 ]

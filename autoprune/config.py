@@ -41,7 +41,7 @@ MEASURE_TRIALS = ("auto", "on", "off")
 
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "run": ("format", "versions", "fingerprints"),
+    "run": ("format", "storage", "study", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "align", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
@@ -121,6 +121,8 @@ class SearchConfig:
         points: front points that are fine-tuned and exported.
         finetune: settings of `FineTune`; None for none.
         formats: what each point is exported to beside the folder itself.
+        storage: URL of the server that holds the trials, without password; None: ``study.db`` in the run folder.
+        study: name of the study there.
         fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused.
         versions: of autoprune and torch when the run was made.
         format: of the run folder.
@@ -168,6 +170,8 @@ class SearchConfig:
     points: int = 4
     finetune: dict[str, Any] | None = None
     formats: tuple[str, ...] = ()
+    storage: str | None = None
+    study: str | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT

@@ -1,8 +1,8 @@
 """The search loop: ask, check, evaluate, store, tell.
 
 Trial k belongs to agent ``k % len(agents)``, one agent per share of the budget, and each learns from its own trials
-only. Everything random in trial k is seeded by (study seed, k) inside the agent, so going on after a kill is: tell
-the recorded trials again, in order, and ask for the next number.
+only, whichever worker evaluated them. Everything random in trial k is seeded by (study seed, k) inside the agent, so
+going on after a kill is: tell the recorded trials again, in order, and ask for the next number.
 
 With `evaluate_above`, a candidate is stopped when it is certain that it cannot join the front of the whole study (see
 `bounds`). Of the candidates that are proposed, the same ones make the front; but an agent that learns is told a bound
@@ -16,29 +16,42 @@ search that goes on finds agents and models in the states in which they were.
 
 from __future__ import annotations
 
-import errno
+import itertools
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+from autoprune import stopping
 from autoprune.agents.base import Agent, Reading, Trial
 from autoprune.bounds import Cut, Staircase
+from autoprune.failures import Failure, Streak, failure_of
 from autoprune.heuristic import Heuristic
 from autoprune.keeping import Keeper
+from autoprune.known import Known, settled, settles
 from autoprune.measure import TooNoisy
+from autoprune.measure.turns import among_others
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
-from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT
+from autoprune.storage import Claim, LostClaim
 from autoprune.study import Study, objectives
+
+Pending: TypeAlias = Mapping[int, Candidate | None]
+"""What others evaluate now, by number; None where they do not know yet."""
 
 MAX_FAILURES = 3
 """So many failed trials in a row, all of one kind, stop the search: the next would fail as well."""
+
+POLL_S = 0.1
+"""How often to look what became of the trials that other workers evaluate."""
+
+ASK_AGAIN = 3
+"""Times that an agent is asked again, at once, for a candidate that nobody evaluates."""
 
 MAX_MEASUREMENTS = 3
 """Of a candidate and its repairs, before it is scored."""
@@ -63,7 +76,7 @@ class _Placed:
     costs: dict[str, float]
     readings: tuple[Reading, ...] = ()
     outcome: dict[str, Any] | None = None
-    kind: str = ""
+    failure: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,53 +122,96 @@ class Controller:
     label: Callable[[float], str] = "{:.4g}".format
 
     def run(self) -> list[Trial]:
-        """Run until the study holds as many trials as its configuration plans; return all of them.
+        """Work until the study holds as many trials as its configuration plans; return all of them.
+
+        Other workers may do the same: each trial is evaluated by one of them. The last trials may be theirs, and are
+        waited for, or taken over.
 
         Raises:
             UserError: the evaluation cannot work as it is set up, or failed three times in a row in the same way.
             KeyboardInterrupt: the user stopped it; finished trials are stored.
         """
-        trials = self.study.trials
-        known: dict[Candidate, Trial] = {}  # what is known of a candidate: its score, else its latest bound
-        staircase = Staircase(objectives(self.study.config.budget)[1:], self.tolerance)
-        heuristic = None if self.predict is None else Heuristic(self.predict)
+        known = Known(Staircase(objectives(self.study.config.budget)[1:], self.tolerance), self.predict)
+        self._learn(self.study.trials, known)
+        streak = Streak()
+        planned, done = self.study.config.trials, len(self.study.trials)
+        with self.progress.task("Searching", total=planned, unit="trials", done=done) as task:
+            while True:
+                turn = self.study.next()
+                if turn.claim is not None:
+                    with self.study.working(turn.claim):
+                        failure = self._work(turn.claim, turn.pending, known)
+                elif turn.stored < planned:
+                    time.sleep(POLL_S)
+                self._learn(self.study.news(), known)
+                note = "" if known.best is None else f"best {self.label(known.best)}"
+                task.advance(len(self.study.trials) - done, note=note)
+                done = len(self.study.trials)
+                if turn.claim is not None:
+                    self._stop_at(streak.count(failure), failure)
+                elif turn.stored >= planned:
+                    return self.study.trials
+                stopping.check()
 
-        def learn(trial: Trial) -> None:
-            _learn(known, trial)
-            staircase.add(trial)
-            if heuristic is not None:
-                heuristic.learn(trial)
+    def _stop_at(self, failures: int, failure: Failure | None) -> None:
+        if failure is not None and failures >= MAX_FAILURES:
+            self.study.change(trials=self.study.config.trials + MAX_FAILURES)
+            raise UserError(
+                f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failure.message} "
+                f"Mend that, then go on with `autoprune resume {self.study.path}`, which makes up for them."
+            )
 
+    def _work(self, claim: Claim, pending: Pending, known: Known) -> Failure | None:
+        """Find a candidate for a claimed trial, evaluate and store it; return how it failed, if it did."""
+        number, start = claim.number, time.perf_counter()
+        seat = self._seat(number)
+        try:
+            candidate = self._ask(claim, pending, known)
+            placed = self._place(candidate, seat, known.outcomes)
+            while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
+                self._wait(known)
+            trial, failure = self._try(number, placed, seat, known, start)
+            self.study.store(claim, trial, self.space.keep_ratios(trial.candidate))
+        except LostClaim as lost:
+            self.progress.say(f"Dropped: {lost}.")
+            return None
+        if failure is not None:
+            self.progress.say(f"Trial {number} failed: {failure.message}")
+        return failure
+
+    def _ask(self, claim: Claim, pending: Pending, known: Known) -> Candidate:
+        """A candidate for a claimed trial, which nobody else evaluates: what they do evaluate is waited for if need be.
+
+        Asked again, an agent knows what it was told meanwhile, and what others evaluate.
+        """
+        number = claim.number
+        agent = self._seat(number).agent
+        for attempt in itertools.count():
+            others = sorted(pending.items())
+            agent.pending = tuple(each for other, each in others if self._seat(other).agent is agent)
+            candidate = agent.ask(number)
+            if self._may_evaluate(claim, candidate, known):
+                return candidate
+            if attempt >= ASK_AGAIN:
+                time.sleep(POLL_S)
+            self._learn(self.study.news(), known)
+            pending = self.study.pending(claim)
+        raise AssertionError("unreachable")
+
+    def _may_evaluate(self, claim: Claim, candidate: Candidate, known: Known) -> bool:
+        """Whether the outcome is known already, or else nobody evaluates the candidate but the owner of the claim."""
+        return candidate in known.outcomes or self.study.begin(claim, candidate)
+
+    def _wait(self, known: Known) -> None:
+        time.sleep(POLL_S)
+        self._learn(self.study.news(), known)
+
+    def _learn(self, trials: Iterable[Trial], known: Known) -> None:
+        """Tell trials, of this worker or others, to their agents, and take in what they say."""
         for trial in trials:
-            learn(trial)
             self._tell(trial)
-        best = max((t.score for t in trials if t.state == "complete" and t.score is not None), default=None)
-        streak: list[str] = []  # kinds of the failures since the last success, all the same
-        planned = self.study.config.trials
-        with self.progress.task("Searching", total=planned, unit="trials", done=len(trials)) as task:
-            while len(trials) < planned:
-                number = len(trials)
-                seat = self._seat(number)
-                start = time.perf_counter()
-                placed = self._place(seat.agent.ask(number), seat, known)
-                trial, kind = self._try(number, placed, seat, known, staircase, heuristic, start)
-                self.study.append(trial, self.space.keep_ratios(trial.candidate))
-                self._tell(trial)
-                if trial.state == "failed":
-                    streak = [*streak, kind] if kind in streak else [kind]
-                    self.progress.say(f"Trial {number} failed: {trial.message}")
-                    if len(streak) >= MAX_FAILURES:
-                        raise UserError(
-                            f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {trial.message} "
-                            f"Mend that, then go on with `autoprune resume {self.study.path}`."
-                        )
-                else:
-                    streak = []
-                    learn(trial)
-                    if trial.state == "complete" and trial.score is not None and (best is None or trial.score > best):
-                        best = trial.score
-                task.advance(note="" if best is None else f"best {self.label(best)}")
-        return trials
+            if trial.state != "failed":
+                known.add(trial)
 
     def _seat(self, number: int) -> Seat:
         return self.seats[number % len(self.seats)]
@@ -183,12 +239,8 @@ class Controller:
             self.progress.say(f"Not measured: {error}")
             candidate = self.keeper.fitting(candidate, budget)
             return _Placed(candidate=candidate, costs=self._check(candidate, seat))
-        except UserError:
-            raise
         except Exception as error:  # the user's model runs in here
-            failed = {"state": "failed", "message": describe_error(error)}
-            costs = self.space.cost_dict(candidate)
-            return _Placed(candidate=candidate, costs=costs, outcome=failed, kind=type(error).__name__)
+            return _Placed(candidate=candidate, costs=self.space.cost_dict(candidate), failure=failure_of(error))
         costs = {**self.space.cost_dict(kept.candidate), **kept.costs}
         missed = {"state": "cut", "evaluated": 0.0, "pruning": "measured", "message": REASONS["measured"]}
         return _Placed(
@@ -213,29 +265,24 @@ class Controller:
         number: int,
         placed: _Placed,
         seat: Seat,
-        known: Mapping[Candidate, Trial],
-        staircase: Staircase,
-        heuristic: Heuristic | None,
+        known: Known,
         start: float,
-    ) -> tuple[Trial, str]:
-        """Evaluate a candidate, or reuse what is known of it; return the trial and the kind of its failure."""
-        candidate, costs, kind = placed.candidate, placed.costs, placed.kind
-        twin, incumbent = known.get(candidate), staircase.incumbent(costs)
+    ) -> tuple[Trial, Failure | None]:
+        """Evaluate a candidate, or reuse what is known of it; return the trial and how it failed, if it did."""
+        candidate, costs, failure = placed.candidate, placed.costs, placed.failure
+        twin, incumbent = known.outcomes.get(candidate), known.staircase.incumbent(costs)
+        became: dict[str, Any] = {}
         if placed.outcome is not None:
             became = placed.outcome
-        elif twin is not None and _settles(twin, incumbent):
-            became = _settled(twin)
-        else:
+        elif twin is not None and settles(twin, incumbent):
+            became = settled(twin)
+        elif failure is None:
             try:
-                became = self._judge(number, candidate, incumbent, heuristic)
-            except UserError:
-                raise
+                became = self._judge(number, candidate, incumbent, known.heuristic)
             except Exception as error:  # the user's model, data and score run in here: what they raise ends one trial
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
-                became, kind = {"state": "failed", "message": describe_error(error)}, type(error).__name__
+                failure = failure_of(error)
             if became.get("score", 0.0) != became.get("score", 0.0):
-                became, kind = {"state": "failed", "message": "the score is NaN."}, "nan"
+                failure = Failure("not finite", "the score is NaN.")
         trial = Trial(
             number=number,
             candidate=candidate,
@@ -244,9 +291,9 @@ class Controller:
             seconds=time.perf_counter() - start,
             ruled_out=dict(seat.agent.ruled_out),
             readings=placed.readings,
-            **{"score": None, **became},
+            **{"score": None, **(became if failure is None else failure.outcome)},
         )
-        return trial, kind
+        return trial, failure
 
     def _judge(
         self, number: int, candidate: Candidate, incumbent: Trial | None, heuristic: Heuristic | None
@@ -277,51 +324,12 @@ class Controller:
         return became
 
     def _evaluate(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
+        with nullcontext() if self.keeper is None else among_others():  # others on this machine may measure
+            return self._score(number, candidate, incumbent)
+
+    def _score(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
         if self.race is not None:
             return self.race(number, candidate, incumbent)
         if self.evaluate_above is None or incumbent is None or incumbent.score is None:
             return float(self.evaluate(candidate))
         return self.evaluate_above(candidate, incumbent.score)
-
-
-def _learn(known: dict[Candidate, Trial], trial: Trial) -> None:
-    """Remember the first score of a candidate, and until there is one its lowest bound."""
-    before = known.get(trial.candidate)
-    if trial.score is None or (before is not None and before.state == "complete"):
-        return
-    if before is None or trial.state == "complete" or before.score is None or trial.score < before.score:
-        known[trial.candidate] = trial
-
-
-def _settles(twin: Trial, incumbent: Trial | None) -> bool:
-    """Whether what is known of a candidate makes its evaluation needless: a score does, a bound if it is low enough.
-
-    A bound that cut it once does so again, unless predicted latencies were measured anew in between: since then
-    incumbents only got better. So a race is not run twice, which would double the chance of an error.
-    """
-    if twin.state == "complete":
-        return True
-    if incumbent is None or incumbent.score is None or twin.score is None:
-        return False
-    return twin.score <= incumbent.score
-
-
-def _settled(twin: Trial) -> dict[str, Any]:
-    """What a trial says that takes over the outcome of an earlier one."""
-    known = twin.state == "complete"
-    return {
-        "state": twin.state,
-        "score": twin.score,
-        "evaluated": 0.0,
-        "pruning": "subproblem",
-        "message": f"same subnet as trial {twin.number}" if known else REASONS["subproblem"],
-    }
-
-
-def describe_error(error: Exception) -> str:
-    """What was raised and where."""
-    if isinstance(error, EvaluationFailed):  # raised by us, and says it all
-        return f"{error}."
-    text = f"{type(error).__name__}: {error}".strip().rstrip(".")
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})." if frames else f"{text}."

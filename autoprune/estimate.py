@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoprune.controller import describe_error
 from autoprune.data.base import Inputs, batch_size_of, map_tensors
 from autoprune.divergences import floats
 from autoprune.evaluate import Evaluator
+from autoprune.failures import describe_error
 from autoprune.precision import device_of
 from autoprune.running import logits_of, private_random
 from autoprune.search_spaces import SearchSpace, UserError

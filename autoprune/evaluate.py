@@ -20,6 +20,7 @@ from torch import nn
 from autoprune.bounds import Cut
 from autoprune.data.base import Data, Inputs
 from autoprune.data.ordered import Indexable, OrderedBatches, hold
+from autoprune.memory import Halving, InParts, smallest_batch
 from autoprune.precision import autocast, device_of, resolve_precision
 from autoprune.recalibrate import NothingRecalibrated, own_statistics, recalibrate, tracking_layers
 from autoprune.recovery.ladder import RUNGS, Ladder
@@ -54,7 +55,8 @@ class Evaluator:
         data: `calibration` gives the inputs of recovery, `search` the samples of the score.
         score: "accuracy", "top5", "worst_class_accuracy" (in [0, 1]), "kl" (minus nats), a `WorstOf`, or a function
             (model, batches) -> float, called under `torch.no_grad` and the precision's autocast with the model in
-            evaluation mode; it moves its batches to the model's device itself. Higher is better.
+            evaluation mode; it moves its batches to the model's device itself. Higher is better. Where it runs out of
+            memory it is called again with smaller batches: let it add up samples, not means of batches.
         importance: criterion by which units are kept.
         recovery: rung of the ladder that every candidate is put on, see `recovery.ladder.RUNGS`. None: "compensate",
             or "recalibrate" where what was cut is not known.
@@ -356,7 +358,8 @@ class Evaluator:
 
     def _call(self, score: Score, model: nn.Module) -> float:
         with evaluation_mode(model), torch.no_grad(), autocast(self.precision, self._device):
-            value = score(model, self.data.search)
+            halving = Halving(smallest_batch(model))
+            value = halving(lambda: score(model, InParts(self.data.search, halving)))
         try:
             return float(value)
         except (TypeError, ValueError):

@@ -15,15 +15,19 @@ from typing import Any
 
 from torch import nn
 
+from autoprune import stopping
 from autoprune.card import card
+from autoprune.data.base import batch_size_of
 from autoprune.evaluate import EvaluationFailed, Evaluator
 from autoprune.export import export_folder, export_onnx, export_program
+from autoprune.failures import describe_error
 from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
 from autoprune.measure.device import device_info
-from autoprune.progress import Progress
+from autoprune.memory import is_out_of_memory, release
+from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_report import read_report
 from autoprune.report import write_report
 from autoprune.scores import accuracy
@@ -64,6 +68,7 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     for index, point in enumerate(kept):
         what = f"Fine-tuning point {index} ({index + 1} of {len(kept)})"
         tuned, model = tune(point, run, bench, own_recipe(run, point.trial) or settings, progress, what)
+        stopping.check()
         points.append(tuned)
         models[str(index)] = model
     dense = Dense(
@@ -86,6 +91,7 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     )
     with progress.task("Exporting", total=len(points), unit="points") as task:
         for index in range(len(points)):
+            stopping.check()
             export(index, models[str(index)], finished, study, bench)
             task.advance()
     for folder in (run / FOLDER).iterdir():
@@ -96,7 +102,8 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
     if settings is not None and settings.epochs and all(point.recipe is None for point in points):
         raise UserError(
             "Fine-tuning failed for every point, for the reasons above: all are exported as pruned. Try other "
-            f"settings: autoprune finetune {run} --point best --epochs {settings.epochs} --finetune-arg lr=..."
+            f"settings: autoprune finetune {run} --point best --epochs {settings.epochs} --finetune-arg lr=... (or "
+            "batch_size=...)"
         )
     return Finished.read(run) or finished
 
@@ -115,7 +122,7 @@ def tune(
     Returns:
         The point with its scores, and the finished network.
     """
-    point, model = _repaired(point, bench.evaluator)
+    point, model = _repaired(point, bench.evaluator, progress)
     before = test_accuracy(model, bench)
     if settings is None or settings.epochs == 0:
         return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
@@ -141,6 +148,16 @@ def tune(
         if not error.best.best_epoch:
             return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
         tuned = error.best.model
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = batch_size_of(next(iter(bench.data.train))[0]) if settings.batch_size is None else settings.batch_size
+        progress.say(
+            f"{description} ran out of memory in batches of {size} samples ({describe_error(error)}) Try "
+            f"--finetune-arg batch_size={max(2, size // 2)}."
+        )
+        release(error)
+        return replace(point, test_before=before, finetuned=None, recipe=None, test_after=None), model
     point = replace(
         point,
         test_before=before,
@@ -151,7 +168,9 @@ def tune(
     return point, tuned
 
 
-def _repaired(point: FrontPoint, evaluator: Evaluator) -> tuple[FrontPoint, nn.Module]:
+def _repaired(
+    point: FrontPoint, evaluator: Evaluator, progress: Progress = NO_PROGRESS
+) -> tuple[FrontPoint, nn.Module]:
     """The network of a point on the highest rung of recovery, where that is better on the search split.
 
     A search scores thousands on a lower rung; the few that it chose are worth the seconds, and fine-tuning that begins
@@ -161,10 +180,16 @@ def _repaired(point: FrontPoint, evaluator: Evaluator) -> tuple[FrontPoint, nn.M
     point = replace(point, repaired=None)
     if evaluator.recovery in ("slice", "repair") or not evaluator.knows_the_cut:
         return point, model
-    repaired = evaluator.network(point.candidate, "repair").eval()
     try:
+        repaired = evaluator.network(point.candidate, "repair").eval()
         score = evaluator.score(repaired)
     except EvaluationFailed:
+        return point, model
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        progress.say(f"The point of trial {point.trial} is not repaired: {describe_error(error)}")
+        release(error)
         return point, model
     return (replace(point, repaired=score), repaired) if score > point.score else (point, model)
 

@@ -7,6 +7,7 @@ ratio to the dense network, measured in the same rounds, times the dense latency
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from functools import cached_property
 
@@ -61,6 +62,12 @@ class Gauge:
             UserError: it is not installed here.
         """
         return self._make()
+
+    @property
+    def place(self) -> str:
+        """What is busy while it measures: this machine, or the device that a command reaches."""
+        runtime = self.runtime.describe()
+        return runtime if self.runtime.clock == "reported" else socket.gethostname()
 
     @property
     def stopwatch(self) -> Stopwatch:

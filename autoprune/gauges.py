@@ -6,7 +6,8 @@ Throughput is the latency of a gauge read the other way round; energy is measure
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -39,11 +40,13 @@ class Gauges:
 
     Attributes:
         gauges: the first is the one that front points are shown with.
+        lend: holds a device, by its name, while something is measured on it: for one worker at a time.
         costs: cost name -> (quantity, its gauges): one, or for `WORST` all that measure latency.
     """
 
     def __init__(self, gauges: Iterable[Gauge], costs: Mapping[str, tuple[str, tuple[Gauge, ...]]]) -> None:
         self.gauges = tuple(gauges)
+        self.lend: Callable[[str], AbstractContextManager[object]] = nullcontext
         self.costs = dict(costs)
 
     @property
@@ -142,10 +145,13 @@ class Gauges:
         progress: Progress | None = None,
     ) -> dict[str, dict[str, Latency]]:
         """Measure networks on every gauge, interleaved with the dense one: gauge name -> network name -> latency."""
-        return {
-            gauge.name: gauge.stopwatch.measure(models, accuracy=accuracy, min_rounds=min_rounds, progress=progress)
-            for gauge in self.gauges
-        }
+        found = {}
+        for gauge in self.gauges:
+            with self.lend(gauge.place):
+                found[gauge.name] = gauge.stopwatch.measure(
+                    models, accuracy=accuracy, min_rounds=min_rounds, progress=progress
+                )
+        return found
 
     def values(self, found: Mapping[str, Latency]) -> dict[str, float]:
         """What limits are held against: costs of a measured network, from its latency by gauge name.

@@ -16,9 +16,10 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from autoprune.controller import describe_error
 from autoprune.data import Data
+from autoprune.failures import describe_error
 from autoprune.files import read_json, write_json
+from autoprune.memory import Halving, smallest_batch
 from autoprune.precision import device_of
 from autoprune.running import check_targets, logits_of, private_random
 from autoprune.search_spaces import CRITERIA, SearchSpace, UserError
@@ -53,9 +54,14 @@ def collect(
     Raises:
         UserError: the model does not run on the samples, or has no class scores and no `loss` was given.
     """
-    try:
+    halving = Halving(smallest_batch(space.model))
+
+    def score() -> None:
         with private_random(device_of(space.model), seed, 2):
-            space.collect(importance, data.samples(num_samples), loss=loss or cross_entropy)
+            space.collect(importance, halving.all_parts(data.samples(num_samples)), loss=loss or cross_entropy)
+
+    try:
+        halving(score)
     except UserError:
         raise
     except Exception as error:  # the user's model, data and loss run in here

@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from autoprune import stopping
 from autoprune.latency import LatencyModel
 from autoprune.latency.samples import profile_key
 from autoprune.latency_profile import Cut, Saving
@@ -95,6 +96,7 @@ def find_savings(
             kept = (KeptSample(candidate, r.value * ms, r.error * ms) for candidate, r in block.items())
             entry.keep(profile_key(space), dense.batch, stopwatch.dense, kept)
             profile.save()
+        stopping.check()
     missing = [candidate for candidate in wanted if candidate not in measured]
     predicted: dict[Candidate, Ratio] = {}
     predictor = ""

@@ -12,6 +12,40 @@ from autoprune.search_spaces.errors import UserError
 _held: set[int] = set()
 
 
+class Held:
+    """An open file under an exclusive lock, until `release`."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        _held.add(descriptor)
+
+    def release(self) -> None:
+        """Give the lock back; the file stays, since deleting it would let two processes lock different files."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def hold(path: Path, *, wait: bool = False) -> Held | None:
+    """Lock the file `path`, made where it is missing, with the process id in it.
+
+    Args:
+        wait: until another process releases it; without, None where one holds it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
+    except BaseException as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return Held(descriptor)
+
+
 class FolderLock:
     """Holds ``folder/lock`` from construction until `release`; usable as a context manager.
 
@@ -20,25 +54,18 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._descriptor: int | None = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(self._descriptor, 32).decode(errors="replace").strip() or "unknown"
-            os.close(self._descriptor)
+        path = folder / "lock"
+        self._lock = hold(path)
+        if self._lock is None:
+            owner = path.read_text(errors="replace")[:32].strip() or "unknown"
             raise UserError(
                 f"{folder} is in use by process {owner}. Wait until it ends, or stop it with `kill {owner}`."
-            ) from None
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, f"{os.getpid()}\n".encode())
-        _held.add(self._descriptor)
+            )
 
     def release(self) -> None:
-        """Give the folder back; the file stays, since deleting it would let two processes lock different files."""
-        if self._descriptor is not None:
-            _held.discard(self._descriptor)
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.release()
 
     def __enter__(self) -> FolderLock:
         return self

@@ -10,7 +10,7 @@ from pathlib import Path
 from autoprune.align import measured_align
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import SearchConfig
-from autoprune.controller import describe_error
+from autoprune.failures import describe_error
 from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
 from autoprune.keeping import TRIALS, Keeper
 from autoprune.measure.race import TooNoisy

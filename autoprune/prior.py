@@ -14,7 +14,7 @@ import numpy as np
 from autoprune.agents import option_names
 from autoprune.agents.table import Table
 from autoprune.config import SearchConfig
-from autoprune.controller import describe_error
+from autoprune.failures import describe_error, disk_error
 from autoprune.kl_table import KLTable
 from autoprune.profiling import measure_table
 from autoprune.progress import Progress
@@ -43,6 +43,8 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
     try:
         measured = measure_table(bench.evaluator, levels=LEVELS, samples=SAMPLES, path=path, progress=progress)
     except Exception as error:  # the user's model runs in here; trials will say what is wrong with it
+        if disk_error(error):
+            raise
         if isinstance(error, UserError) and path.is_file():
             raise
         reason = error if isinstance(error, UserError) else describe_error(error)

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from autoprune.controller import describe_error
 from autoprune.data.base import Inputs, batch_size_of, forward
 from autoprune.divergences import Divergence, choose, compare
 from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
+from autoprune.failures import describe_error
 from autoprune.files import remove_leftovers
 from autoprune.kl_table import KLTable, bends, spread
+from autoprune.memory import Halving, join, smallest_batch
 from autoprune.precision import autocast, device_of, prepare
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.recalibrate import counted, estimating
@@ -175,6 +176,7 @@ class Meter:
         self._evaluator, self._space, self._divergence = evaluator, space, divergence
         self._device = device_of(space.model)
         self._model = without_own_storage(space.model).eval()
+        self._halving = Halving(smallest_batch(self._model))
         self._outputs: dict[int, Any] = {}
         self._room = MEMORY
         self._can_share = share is not False and evaluator.recovery in RUNGS[:2] and not evaluator.replaces_steps
@@ -218,7 +220,8 @@ class Meter:
 
     def _alone(self, candidate: Candidate) -> float:
         network = self._evaluator.network(candidate, share=True).eval()
-        return self._compared(lambda index: [self._run(network, index)], 1)[0]
+        halving = Halving(smallest_batch(network))
+        return self._compared(lambda index: [self._fitted(network, index, halving)], 1)[0]
 
     def _together(self, candidates: Sequence[Candidate]) -> list[float]:
         reference, *networks = (
@@ -271,12 +274,17 @@ class Meter:
         """Output of the dense network for a batch; held as far as there is room."""
         if index in self._outputs:
             return self._outputs[index]
-        output = self._run(self._model, index)
+        output = self._fitted(self._model, index, self._halving)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors(output))
         if size <= self._room:
             self._room -= size
             self._outputs[index] = output
         return output
+
+    def _fitted(self, network: nn.Module, index: int, halving: Halving) -> Any:
+        """As `_run`, in parts where the whole batch does not fit in memory."""
+        inputs = self.batches[index][0]
+        return halving(lambda: join([self._run(network, index, self._prepared(p)) for p in halving.parts(inputs)]))
 
     def _run(self, network: nn.Module, index: int, inputs: Any = None) -> Any:
         """Output of a network for a batch; what it draws at random depends on the batch only."""

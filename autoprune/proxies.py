@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from autoprune.controller import MAX_FAILURES, describe_error
+from autoprune import stopping
+from autoprune.controller import MAX_FAILURES
 from autoprune.correlation import MIN_PAIRS
 from autoprune.data.rng import key_seed
 from autoprune.evaluate import Evaluator
+from autoprune.failures import describe_error
 from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finish import report
@@ -212,6 +214,7 @@ class _Session:
                 measured.write(path)
                 self.check(measured)
                 task.advance()
+                stopping.check()
         measured.write(path)
         found = evaluate_proxies(measured)
         if found is None:

@@ -15,11 +15,16 @@ import torch
 from torch import nn
 
 from autoprune.data.base import Inputs, batch_size_of, forward
+from autoprune.memory import Halving
 from autoprune.precision import autocast, device_of, prepare
 from autoprune.running import evaluation_mode
 from autoprune.search_spaces.errors import UserError
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
+
+SMALLEST = 16
+"""Samples of a batch that is halved for want of memory: statistics of smaller ones miss too much of how samples
+differ."""
 
 
 class NothingRecalibrated(UserWarning):
@@ -59,10 +64,15 @@ def recalibrate(model: nn.Module, inputs: Sequence[Inputs], *, precision: str = 
     if not tracking_layers(model):
         return 0
     device = device_of(model)
-    with estimating(model) as reached, torch.no_grad(), autocast(precision, device):
-        for batch in counted(inputs):
-            forward(model, prepare(batch, device, precision))
-    return len(reached)
+    halving = Halving(SMALLEST)
+
+    def estimate() -> int:
+        with estimating(model) as reached, torch.no_grad(), autocast(precision, device):
+            for batch in halving.all_parts(counted(inputs)):
+                forward(model, prepare(batch, device, precision))
+        return len(reached)
+
+    return halving(estimate)
 
 
 def counted(inputs: Sequence[Inputs]) -> Sequence[Inputs]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from autoprune.bounds import Cut
 from autoprune.data.base import Batches, forward, tensors_of
 from autoprune.data.ordered import OrderedBatches
+from autoprune.memory import Halving, join, smallest_batch
 from autoprune.precision import autocast, device_of, prepare, resolve_precision
 from autoprune.running import check_finite, check_targets, evaluation_mode, logits_of
 from autoprune.search_spaces.errors import UserError
@@ -37,13 +39,18 @@ def predictions(model: nn.Module, batches: Batches, precision: str) -> Generator
         UserError: the outputs are no class scores, or there is no batch.
     """
     device = device_of(model)
+    halving = Halving(smallest_batch(model))
+
+    def run(inputs: Any) -> Tensor:
+        parts = (prepare(part, device, precision) for part in halving.parts(inputs))
+        return join([logits_of(forward(model, part)) for part in parts])
+
     empty = True
     for inputs, targets in batches:
         empty = False
         # Entered per batch: a generator must not keep the caller in these contexts while it is suspended.
         with evaluation_mode(model), torch.no_grad(), autocast(precision, device):
-            output = forward(model, prepare(inputs, device, precision))
-        logits = logits_of(output)
+            logits = halving(partial(run, inputs))
         check_finite(logits)
         yield inputs, targets, logits
     if empty:

@@ -1,20 +1,18 @@
-"""The durable list of trials: an Optuna study in ``study.db`` (SQLite), one commit per finished trial.
+"""A run: its folder, its configuration and its trials, which an Optuna study in a database holds.
 
-A trial is evaluated first and stored then, whole, by `optuna.Study.add_trial`: `RDBStorage.create_new_trial` writes
-a finished template in a single transaction (read in Optuna 5.0), so no trial is ever left running, and a kill loses
-the one under way, which is asked again under the same number with the same seed. Only this module knows Optuna's
-storage; ``optuna-dashboard sqlite:///runs/x/study.db`` opens it.
+A trial is claimed first, then evaluated, and stored whole by one commit (see `storage`): a kill loses no more than the
+trial under way, which is asked again under the same number with the same seed. Any number of workers may do so at once.
+Only this module and `storage` know Optuna's storage; ``optuna-dashboard sqlite:///runs/x/study.db`` opens it.
 """
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
-import sqlite3
-import warnings
+import shutil
+import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -23,23 +21,31 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.storages import RDBStorage
-from optuna.study import StudyDirection
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from autoprune.agents.base import Reading, Trial
+from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
-from autoprune.files import atomic_folder, remove_leftovers
+from autoprune.files import atomic_folder, atomic_write, remove_leftovers
 from autoprune.lock import FolderLock
+from autoprune.measure.turns import alone
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
+from autoprune.storage import Address, Claim, Database, Turn
+from autoprune.storage.claims import Claims
+from autoprune.storage.database import damaged
+from autoprune.storage.presence import Presence, beating
 
 FILE = "study.db"
+
+PROFILE = "profile"
+"""Folder of what was measured once; workers that do not see the run folder get a copy of its JSON files."""
 
 _STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
 _TRIAL = "trial"
 """Name of the attribute that holds a trial, as a table of these."""
 _ATTRIBUTES = (
+    "number",
     "candidate",
     "state",
     "score",
@@ -56,22 +62,24 @@ _ATTRIBUTES = (
 
 
 class Study:
-    """A run folder with its configuration and trials; a context manager that holds the folder's lock.
+    """A run with its configuration and trials; a context manager.
 
-    `create` and `open` give one that may append; `read` gives one for looking, which takes no lock.
+    `create` and `open` give one that holds the folder's lock, `join` one for a further worker; `read` gives one for
+    looking.
 
     Attributes:
-        path: the run folder.
+        path: the run folder; of a worker that does not see it, a temporary one with copies of what it needs.
         config: its settings.
-        trials: what was tried so far, in number order: trial k is ``trials[k]``.
+        trials: what was tried so far, in the order in which it was stored: with one worker, that of their numbers.
     """
 
-    def __init__(self, path: Path, config: SearchConfig, study: optuna.Study, lock: FolderLock | None) -> None:
+    def __init__(self, path: Path, config: SearchConfig, database: Database) -> None:
         self.path = path
         self.config = config
-        self._study = study
-        self._lock = lock
         self.trials: list[Trial] = []
+        self._database = database
+        self._closing: list[Callable[[], object]] = [database.close]
+        self.news()
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig, fill: Callable[[Path], None] | None = None) -> Study:
@@ -83,14 +91,15 @@ class Study:
             fill: puts further files into the folder it is given before that becomes `path`.
 
         Raises:
-            UserError: `path` exists.
+            UserError: `path` exists, or the storage cannot be used or holds a study of that name.
         """
         check_new(path)
+        attributes = {key: getattr(config, key) for key in ("model", "data", "budget", "agent", "seed")}
         try:
             with atomic_folder(path, replace=False) as folder:
                 config.write(folder)
-                with _disk_errors(path):
-                    _create_database(folder, path.name, config)
+                address = _address(folder, config)
+                Database.create(address, config.study or path.name, objectives(config.budget), attributes)
                 if fill is not None:
                     fill(folder)
         except OSError:
@@ -109,69 +118,172 @@ class Study:
         lock = FolderLock(path)
         try:
             remove_leftovers(path)
-            return cls._load(path, lock)
+            presence = Presence(path)
+            study = cls._load(path, presence)
+            study._closing += [presence.sweep, presence.leave, lock.release]
+            study._claims.adopt([trial.number for trial in study.trials])
+            return study
         except BaseException:
             lock.release()
             raise
 
     @classmethod
-    def read(cls, path: Path) -> Study:
-        """Open a run folder to look at it, also while another process searches in it."""
-        return cls._load(path, None)
+    def join(cls, path: Path, **settings: Any) -> Study:
+        """Open a run folder for a further worker: while another process holds its lock, or none.
+
+        Args:
+            settings: of the configuration that are others for this worker.
+
+        Raises:
+            UserError: also where the search has not come to its first trial.
+        """
+        SearchConfig.read(path)
+        presence = Presence(path)
+        try:
+            study = cls._load(path, presence)
+            _check_ready(study._database)
+        except BaseException:
+            presence.leave()
+            raise
+        study.config = replace(study.config, **settings)
+        study._closing.append(presence.leave)
+        return study
 
     @classmethod
-    def _load(cls, path: Path, lock: FolderLock | None) -> Study:
-        config = SearchConfig.read(path)
-        loaded = cls(path, config, _load_database(path / FILE), lock)
-        try:
-            frozen = loaded._study.get_trials(deepcopy=False)
-            loaded.trials = [_from_optuna(trial.number, trial.user_attrs) for trial in frozen]
-        except (KeyError, TypeError, ValueError) as error:
-            raise _damaged(path / FILE, f"a trial cannot be read ({error!r})") from None
-        return loaded
+    def join_stored(cls, storage: str, name: str | None, **settings: Any) -> Study:
+        """Open a study by its storage, for a worker on a machine that does not see the run folder.
 
-    def append(self, trial: Trial, keep_ratios: Mapping[str, float]) -> None:
+        Args:
+            storage: URL.
+            name: of the study in it; None for the only one.
+            settings: of the configuration that are others on this machine, such as `weights`.
+
+        Raises:
+            UserError: the storage cannot be used, or its search has not come to its first trial.
+        """
+        presence = Presence(None)
+        database = Database.open(Address.parse(storage), name, presence)
+        folder = Path(tempfile.mkdtemp(prefix="autoprune-"))
+        try:
+            _check_ready(database)
+            for relative, content in database.files().items():
+                _write_below(folder, relative, content)
+            config = replace(SearchConfig.read(folder), **settings)
+            study = cls(folder, config, database)
+        except BaseException:
+            database.close()
+            shutil.rmtree(folder)
+            raise
+        study._closing += [presence.leave, lambda: shutil.rmtree(folder, ignore_errors=True)]
+        return study
+
+    @classmethod
+    def read(cls, path: Path) -> Study:
+        """Open a run folder to look at it, also while other processes search in it."""
+        study = cls._load(path, None)
+        study.close()
+        return study
+
+    @classmethod
+    def _load(cls, path: Path, presence: Presence | None) -> Study:
+        config = SearchConfig.read(path)
+        return cls(path, config, Database.open(_address(path, config), config.study, presence))
+
+    @property
+    def address(self) -> Address:
+        """Where its trials are."""
+        return self._database.address
+
+    @property
+    def name(self) -> str:
+        """Its name there."""
+        name: str = self._database.study.study_name
+        return name
+
+    @property
+    def _claims(self) -> Claims:
+        assert self._database.claims is not None, "opened for reading only"
+        return self._database.claims
+
+    def news(self) -> list[Trial]:
+        """The trials that were stored, by whomever, since the last call; `trials` holds them from now on."""
+        frozen = self._database.trials()[len(self.trials) :]
+        try:
+            new = [_from_optuna(trial) for trial in frozen]
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(self._database.address, f"a trial cannot be read ({error!r})") from None
+        self.trials += new
+        return new
+
+    def next(self) -> Turn:
+        """Claim a trial of those that are planned; see `Turn` for what else that tells."""
+        return self._claims.next(self.config.trials)
+
+    @contextmanager
+    def working(self, claim: Claim) -> Iterator[None]:
+        """Keep a claim alive while the block runs; where it ends without storing, others may have the trial at once."""
+        try:
+            with beating(lambda: self._claims.beat(claim)):
+                yield
+        except BaseException:
+            with suppress(Exception):  # without a storage to tell, the claim goes when its beat stands still
+                self._claims.give_back(claim)
+            raise
+
+    def begin(self, claim: Claim, candidate: tuple[int, ...]) -> bool:
+        """Say what is evaluated under a claim; False where another worker evaluates, or has evaluated, the same.
+
+        Raises:
+            LostClaim: another worker has taken the trial over.
+        """
+        return self._claims.begin(claim, candidate)
+
+    def pending(self, claim: Claim) -> dict[int, tuple[int, ...] | None]:
+        """By number, what others evaluate now; None where they do not know yet."""
+        return self._claims.pending(claim)
+
+    def store(self, claim: Claim, trial: Trial, keep_ratios: Mapping[str, float]) -> None:
         """Store a finished trial durably, in one commit; it is on the disk when this returns.
 
         Args:
-            trial: its number must be the next one.
+            claim: of the trial's number.
             keep_ratios: kept / dense per group of its candidate, shown as parameters by Optuna's tools.
 
         Raises:
+            LostClaim: another worker has taken the trial over; nothing is stored.
             OSError: the disk is full; the study is as before.
         """
-        assert self._lock is not None, "opened for reading only"
-        assert trial.number == len(self.trials), f"trial {trial.number} cannot follow {len(self.trials)} trials"
-        distributions: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in keep_ratios}
-        values = None
-        if trial.state == "complete":
-            assert trial.score is not None
-            values = [trial.score, *(trial.costs[name] for name in objectives(self.config.budget)[1:])]
-        frozen = optuna.trial.create_trial(
-            state=_STATES[trial.state],
-            values=values,
-            params=dict(keep_ratios),
-            distributions=distributions,
-            # one attribute: Optuna looks every single one up before it writes it
-            user_attrs={_TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES}},
-        )
-        if frozen.datetime_complete is not None:
-            frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
-        with _disk_errors(self.path):
-            self._study.add_trial(frozen)
-        self.trials.append(trial)
+        assert trial.number == claim.number
+        names = objectives(self.config.budget)[1:]
+        frozen = _to_optuna(trial, keep_ratios, names)
+        self._database.store(claim, frozen, keep_candidate=trial.state == "complete" and trial.pruning != "subproblem")
+
+    @contextmanager
+    def lend(self, device: str) -> Iterator[None]:
+        """Hold a device on which latency is measured, while the block runs: one worker of a storage at a time.
+
+        Args:
+            device: the name of this machine, on which then nobody computes meanwhile, or of another device.
+        """
+        with alone() if device == socket.gethostname() else nullcontext(), self._database.lent(device):
+            yield
+
+    def share(self) -> None:
+        """Let workers that do not see the run folder have what they need of it; the configuration last."""
+        for path in sorted((self.path / PROFILE).rglob("*.json")):
+            self._database.put_file(path.relative_to(self.path).as_posix(), path.read_bytes())
+        self._database.put_file(CONFIG, (self.path / CONFIG).read_bytes())
 
     def change(self, **settings: Any) -> None:
         """Change settings, such as the planned number of trials, durably."""
-        assert self._lock is not None, "opened for reading only"
         config = replace(self.config, **settings)
         config.write(self.path)
         self.config = config
 
     def close(self) -> None:
-        """Release the folder."""
-        if self._lock is not None:
-            self._lock.release()
+        """Let go of the study and its folder."""
+        while self._closing:
+            self._closing.pop(0)()
 
     def __enter__(self) -> Study:
         return self
@@ -204,91 +316,64 @@ def objectives(budget: Sequence[str]) -> list[str]:
     return ["score", *dict.fromkeys(["macs", *Budget.parse(budget).costs])]
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Raise what SQLite says of the disk as the OSError that it is, for the study in the run folder `path`."""
-    try:
-        yield
-    except Exception as error:
-        cause = error if isinstance(error, sqlite3.Error) else error.__cause__
-        while cause is not None and not isinstance(cause, sqlite3.Error):
-            cause = cause.__cause__
-        if cause is None:
-            raise
-        full = "disk is full" in str(cause)
-        code, words = (errno.ENOSPC, "No space left on device") if full else (errno.EIO, f"Cannot store: {cause}")
-        raise OSError(code, words, str(path / FILE)) from error
-
-
-def _create_database(folder: Path, name: str, config: SearchConfig) -> None:
-    names = objectives(config.budget)
-    with _quiet_optuna():
-        storage = _storage(folder / FILE)
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage,
-            directions=[StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * (len(names) - 1),
+def _check_ready(database: Database) -> None:
+    if not database.files(CONFIG):
+        raise UserError(
+            f"The search {database.study.study_name!r} in {database.address.shown} is still being prepared. Start this "
+            "worker again once it tries candidates."
         )
-        study.set_metric_names(names)
-        for key in ("model", "data", "budget", "agent", "seed"):
-            study.set_user_attr(key, getattr(config, key))
-        storage.engine.dispose()
 
 
-def _load_database(path: Path) -> optuna.Study:
-    if not path.is_file():
-        raise UserError(f"{path} is missing. Restore it from a copy, or start a new run.")
-    try:
-        connection = sqlite3.connect(path)
-        try:
-            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            connection.close()
-        if verdict != "ok":
-            raise _damaged(path, verdict)
-        with _quiet_optuna():
-            return optuna.load_study(study_name=None, storage=_storage(path))
-    except (
-        sqlite3.DatabaseError,
-        optuna.exceptions.StorageInternalError,
-        KeyError,
-        RuntimeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, UserError):
-            raise
-        raise _damaged(path, str(error.__cause__ or error)) from error
+def _address(folder: Path, config: SearchConfig) -> Address:
+    return Address.of_file(folder / FILE) if config.storage is None else Address.parse(config.storage)
 
 
-def _storage(path: Path) -> RDBStorage:
-    # A creator, not a URL: a path may hold characters that a URL would read as its own.
-    return RDBStorage("sqlite://", engine_kwargs={"creator": lambda: sqlite3.connect(path, timeout=60)})
+def _write_below(folder: Path, relative: str, content: bytes) -> None:
+    """Write a file that a database names, if that is a name below `folder`."""
+    path = (folder / relative).resolve()
+    if folder.resolve() not in path.parents:
+        raise UserError(f"The study holds a file named {relative!r}, which leads out of its folder. Do not use it.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content)
 
 
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged or not a study: {why}. Restore it from a copy, or start a new run.")
+def _to_optuna(trial: Trial, keep_ratios: Mapping[str, float], costs: Sequence[str]) -> FrozenTrial:
+    distributions: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in keep_ratios}
+    values = None
+    if trial.state == "complete":
+        assert trial.score is not None
+        values = [trial.score, *(trial.costs[name] for name in costs)]
+    frozen = optuna.trial.create_trial(
+        state=_STATES[trial.state],
+        values=values,
+        params=dict(keep_ratios),
+        distributions=distributions,
+        # one attribute: Optuna looks every single one up before it writes it
+        user_attrs={_TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES}},
+    )
+    if frozen.datetime_complete is not None:
+        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
+    return frozen
 
 
-def _from_optuna(number: int, attributes: Mapping[str, Any]) -> Trial:
-    # Older studies keep an attribute for each, and do not say: the share evaluated, before trials could be cut; the
-    # pruning, before it had a name; and what was measured, before trials were.
-    attributes = attributes.get(_TRIAL, attributes)
+def _from_optuna(frozen: FrozenTrial) -> Trial:
+    # Older studies keep an attribute for each, and do not say: the number, when it was Optuna's; the share evaluated,
+    # before trials could be cut; the pruning, before it had a name; and what was measured, before trials were.
+    attributes = frozen.user_attrs.get(_TRIAL, frozen.user_attrs)
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"
-    attributes = {"evaluated": 1.0, "pruning": pruning, "audit": None, "ruled_out": {}, "readings": (), **attributes}
+    older: dict[str, Any] = {
+        "number": frozen.number,
+        "evaluated": 1.0,
+        "pruning": pruning,
+        "audit": None,
+        "ruled_out": {},
+    }
+    attributes = {**older, "readings": (), **attributes}
     values = {name: attributes[name] for name in _ATTRIBUTES}
     values["candidate"] = tuple(values["candidate"])
     values["readings"] = tuple(
         Reading(tuple(candidate), gauge, ratio, se) for candidate, gauge, ratio, se in values["readings"]
     )
-    return Trial(number=number, **values)
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's "experimental" warnings and its line about every study made."""
-    optuna.logging.set_verbosity(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield
+    return Trial(**values)

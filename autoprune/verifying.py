@@ -12,13 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from autoprune.controller import describe_error
+from autoprune.failures import describe_error, ends_search
 from autoprune.files import read_json, write_json
 from autoprune.front import FrontPoint
 from autoprune.keeping import Keeper
 from autoprune.measure import Latency
 from autoprune.progress import Progress
-from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.workbench import Workbench
 
@@ -72,9 +71,9 @@ def _moved(point: FrontPoint, keeper: Keeper, bench: Workbench, progress: Progre
         if kept.candidate == point.candidate or kept.misses:
             return point
         score = bench.evaluator.evaluate(kept.candidate)
-    except UserError:
-        raise
     except Exception as error:  # the user's model and score run in here, on a candidate that is new to them
+        if ends_search(error):
+            raise
         progress.say(f"The point of trial {point.trial} was not moved: {describe_error(error)}")
         return point
     larger = all(new >= old for new, old in zip(kept.candidate, point.candidate, strict=True))

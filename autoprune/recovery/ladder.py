@@ -11,6 +11,7 @@ from functools import cached_property
 from torch import nn
 
 from autoprune.data.base import Data, Inputs, batch_size_of, concatenate, first_samples, to_device
+from autoprune.memory import Halving
 from autoprune.precision import device_of
 from autoprune.recalibrate import recalibrate
 from autoprune.recovery.compensate import compensate
@@ -71,7 +72,8 @@ class Ladder:
     @cached_property
     def moments(self) -> dict[str, Moments]:
         """Second moments of the dense network."""
-        return collect_moments(self.space, self.inputs)
+        halving = Halving()
+        return halving(lambda: collect_moments(self.space, halving.all_parts(self.inputs)))
 
     @cached_property
     def targets(self) -> Targets:

@@ -199,14 +199,14 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Study.append
+    original = Study.store
 
     def full(self: Study, *args: Any) -> None:
         if len(self.trials) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
         original(self, *args)
 
-    monkeypatch.setattr(Study, "append", full)
+    monkeypatch.setattr(Study, "store", full)
     assert failed(search(tmp_path / "r", "--trials", "4"), "No space left on device", "is stored")
     monkeypatch.undo()
     assert "4 of 4" in call("resume", tmp_path / "r").stdout

@@ -17,6 +17,7 @@ from autoprune.agents.base import Trial
 from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
 from autoprune.search_spaces.errors import UserError
+from autoprune.storage import Claim
 from autoprune.study import FILE, Study
 
 CONFIGURATION = SearchConfig(budget=("latency=8ms", "macs=0.5x"), trials=5)
@@ -36,10 +37,20 @@ TRIALS = [
 ]
 
 
+def claimed(study: Study) -> Claim:
+    claim = study.next().claim
+    assert claim is not None
+    return claim
+
+
+def append(study: Study, trial: Trial) -> None:
+    study.store(claimed(study), trial, RATIOS)
+
+
 def fill(path: Path) -> None:
     with Study.create(path, CONFIGURATION) as study:
         for trial in TRIALS:
-            study.append(trial, RATIOS)
+            append(study, trial)
 
 
 def test_trials_come_back_bit_for_bit(tmp_path: Path) -> None:
@@ -69,7 +80,7 @@ def test_a_trial_is_one_commit(tmp_path: Path) -> None:
 
     with Study.create(tmp_path / "r", CONFIGURATION) as study:
         commits: list[int] = []
-        engine = study._study._storage._backend.engine  # type: ignore[attr-defined]
+        engine = study._database.engine
         sqlalchemy.event.listen(engine, "commit", lambda connection: commits.append(1))
         written: list[str] = []
         sqlalchemy.event.listen(
@@ -77,7 +88,8 @@ def test_a_trial_is_one_commit(tmp_path: Path) -> None:
             "before_cursor_execute",
             lambda c, cursor, statement, *rest: written.append(statement) if statement.startswith("INSERT") else None,
         )
-        study.append(TRIALS[0], RATIOS)
+        claim = claimed(study)
+        study.store(claim, TRIALS[0], RATIOS)
         assert len(written) > 5
         assert len(commits) == 1
 
@@ -201,12 +213,10 @@ def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # Optuna waits between five attempts
     fill(tmp_path / "r")
     with Study.open(tmp_path / "r") as study:
-        study._study._storage._backend.scoped_session().connection().exec_driver_sql(  # type: ignore[attr-defined]
-            "PRAGMA max_page_count = 1"
-        )
+        study._database._storage.scoped_session().connection().exec_driver_sql("PRAGMA max_page_count = 1")
         big = Trial(number=3, candidate=(1,) * 50_000, state="failed", score=None, message="x" * 50_000)
         with pytest.raises(OSError, match="No space left") as caught:
-            study.append(big, {})
+            append(study, big)
         assert caught.value.errno == errno.ENOSPC
         assert study.trials == TRIALS
     assert Study.read(tmp_path / "r").trials == TRIALS
@@ -227,7 +237,7 @@ def test_full_disk_while_the_study_is_made_leaves_nothing(tmp_path: Path, monkey
         connection.execute("PRAGMA max_page_count = 8")
         return connection
 
-    monkeypatch.setattr("autoprune.study.sqlite3.connect", small)
+    monkeypatch.setattr("autoprune.storage.address.sqlite3.connect", small)
     with pytest.raises(OSError, match="No space left") as caught:
         Study.create(tmp_path / "r", CONFIGURATION)
     assert caught.value.errno == errno.ENOSPC

@@ -1,0 +1,44 @@
+"""One measures alone, or many compute: processes on this machine that search take turns.
+
+A measurement waits until what others evaluate has ended, and lets nobody begin meanwhile. The kernel gives the locks
+back however a process ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Keep other processes from computing while the block runs."""
+    with _locked("turn", fcntl.LOCK_EX), _locked("room", fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def among_others() -> Iterator[None]:
+    """Compute, unless a process is, or waits to be, `alone`."""
+    with _locked("turn", fcntl.LOCK_EX):
+        room = _locked("room", fcntl.LOCK_SH)
+        room.__enter__()
+    try:
+        yield
+    finally:
+        room.__exit__(None, None, None)
+
+
+@contextmanager
+def _locked(name: str, how: int) -> Iterator[None]:
+    path = Path(tempfile.gettempdir()) / f"autoprune-{os.getuid()}-{name}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, how)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,279 @@
+"""The database of a study: Optuna's tables, which its tools show, and ours beside them.
+
+Optuna stores a finished trial in one transaction (`RDBStorage.create_new_trial` with a template, read in Optuna 5.0).
+Just before that commits, the claim of the trial is marked as done in the same transaction; where it was lost meanwhile,
+all of it is rolled back. So every trial is stored whole, exactly once, by one commit.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial
+from sqlalchemy import Engine, create_engine, delete, event, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
+
+from autoprune.search_spaces.errors import UserError
+from autoprune.storage import devices, tables
+from autoprune.storage.address import Address
+from autoprune.storage.claims import Claim, Claims, LostClaim
+from autoprune.storage.patience import is_broken, patiently
+from autoprune.storage.presence import Presence
+
+
+class Database:
+    """One study in a database, for a worker that appends to it or, without `presence`, for a reader.
+
+    Attributes:
+        address: where it is.
+        study: Optuna's.
+        claims: who evaluates which trial; None for a reader.
+    """
+
+    def __init__(self, address: Address, storage: RDBStorage, study: optuna.Study, presence: Presence | None) -> None:
+        self.address = address
+        self.study = study
+        self.claims: Claims | None = None
+        # Optuna's number of the study, which our tables name it by
+        self._study_id: int = storage.get_study_id_from_name(study.study_name)
+        self._storage = storage
+        self._finishing: Any = None  # the statement that goes with the transaction under way
+        if presence is not None:
+            tables.metadata.create_all(storage.engine)
+            self.claims = Claims(_claims_engine(address, storage.engine), self._study_id, presence)
+            event.listen(storage.scoped_session, "before_commit", self._finish_claim)
+
+    @property
+    def engine(self) -> Engine:
+        """SQLAlchemy's."""
+        engine: Engine = self._storage.engine
+        return engine
+
+    @classmethod
+    def create(cls, address: Address, name: str, objectives: Sequence[str], attributes: Mapping[str, Any]) -> None:
+        """Make a study; the first of its objectives is maximised, the others are minimised.
+
+        Raises:
+            UserError: the storage cannot be used, or holds a study of that name.
+        """
+        with _quiet_optuna(), storage_errors(address):
+            storage = _open_storage(address, writing=True)
+            try:
+                study = optuna.create_study(
+                    study_name=name,
+                    storage=storage,
+                    directions=[StudyDirection.MAXIMIZE] + [StudyDirection.MINIMIZE] * (len(objectives) - 1),
+                )
+            except optuna.exceptions.DuplicatedStudyError:
+                raise UserError(
+                    f"{address.shown} holds a study {name!r} already. Choose another name: --study, or take part in "
+                    f"it: autoprune worker --storage {address.shown} --study {name}"
+                ) from None
+            study.set_metric_names(list(objectives))
+            for key, value in attributes.items():
+                study.set_user_attr(key, value)
+            tables.metadata.create_all(storage.engine)
+            storage.engine.dispose()
+
+    @classmethod
+    def open(cls, address: Address, name: str | None, presence: Presence | None) -> Database:
+        """Open a study to append to it, or without `presence` to look at it.
+
+        Args:
+            name: of the study; None for the only one there is.
+
+        Raises:
+            UserError: it is missing, damaged, or the storage cannot be used.
+        """
+        if address.path is not None:
+            _check_file(address)
+        with _quiet_optuna(), storage_errors(address):
+            try:
+                storage = _open_storage(address, writing=presence is not None)
+                return cls(address, storage, optuna.load_study(study_name=name, storage=storage), presence)
+            except KeyError:
+                raise UserError(f"{address.shown} holds no study {name!r}. Name one that it holds: --study.") from None
+            except (ValueError, RuntimeError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
+                if address.path is None or isinstance(error, UserError) or disk_error(error, None) is not None:
+                    raise
+                raise damaged(address, str(error.__cause__ or error)) from error
+
+    def trials(self) -> list[FrozenTrial]:
+        """All trials in the order in which they were stored; what was read before is not read again."""
+        with storage_errors(self.address):
+            return patiently(self.engine, lambda: self.study.get_trials(deepcopy=False))
+
+    def store(self, claim: Claim, trial: FrozenTrial, *, keep_candidate: bool) -> None:
+        """Store a trial and mark its claim as done, in one transaction.
+
+        Raises:
+            LostClaim: another worker has taken the trial over, and nothing is stored.
+        """
+        assert self.claims is not None
+        claims, statement = self.claims, self.claims.done_by(claim, keep_candidate=keep_candidate)
+
+        def add() -> None:
+            self._finishing = statement
+            try:
+                self.study.add_trial(trial)
+            except LostClaim:
+                if not claims.is_stored(claim):  # by an attempt before, whose connection broke when it was done
+                    raise
+            finally:
+                self._finishing = None
+
+        with storage_errors(self.address):
+            patiently(self.engine, add)
+
+    def _finish_claim(self, session: Session) -> None:
+        statement = self._finishing
+        if statement is not None and session.connection().execute(statement).rowcount != 1:
+            raise LostClaim("the trial was taken over by another worker")
+
+    def lent(self, device: str) -> AbstractContextManager[None]:
+        """Hold a device on which latency is measured, while the block runs: see `devices`."""
+        assert self.claims is not None
+        return devices.lent(self.claims.engine, self.claims.presence, device)
+
+    def put_file(self, name: str, content: bytes) -> None:
+        """Keep a file for workers that do not see the run folder; replaces one of that name."""
+        rows, study_id, digest = tables.files.c, self._study_id, _sha256(content)
+
+        def put() -> None:
+            with self.engine.begin() as connection:
+                same = rows.study_id == study_id, rows.name == name
+                if connection.execute(select(rows.digest).where(*same)).scalar() == digest:
+                    return
+                connection.execute(delete(tables.files).where(*same))
+                connection.execute(
+                    insert(tables.files).values(study_id=study_id, name=name, digest=digest, content=content)
+                )
+
+        with storage_errors(self.address):
+            patiently(self.engine, put)
+
+    def files(self, name: str | None = None) -> dict[str, bytes]:
+        """The files that are kept for workers, or the one of that name, whole ones only."""
+        rows = tables.files.c
+        wanted = select(rows.name, rows.digest, rows.content).where(rows.study_id == self._study_id)
+        wanted = wanted if name is None else wanted.where(rows.name == name)
+
+        def read() -> dict[str, bytes]:
+            with self.engine.connect() as connection:
+                found = connection.execute(wanted).all()
+            return {row.name: row.content for row in found if _sha256(row.content) == row.digest}
+
+        with storage_errors(self.address):
+            return patiently(self.engine, read)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def damaged(address: Address, why: str) -> UserError:
+    """The message about a study that cannot be read."""
+    return UserError(f"{address.path} is damaged or not a study: {why}. Restore it from a copy, or start a new run.")
+
+
+_DISK = {
+    "disk is full": errno.ENOSPC,
+    "disk I/O error": errno.EIO,
+    "readonly": errno.EROFS,
+    "unable to open": errno.EACCES,
+    "is locked": errno.EBUSY,
+}
+
+
+def disk_error(error: BaseException, path: Path | None) -> OSError | None:
+    """What SQLite says of the disk, where that is the cause of `error`; None for another cause."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.OperationalError):
+        cause = cause.__cause__
+    code = next((code for words, code in _DISK.items() if words in str(cause)), None)
+    return None if code is None else OSError(code, f"{os.strerror(code)} ({cause})", str(path))
+
+
+@contextmanager
+def storage_errors(address: Address) -> Iterator[None]:
+    """Raise what SQLite says of the disk as the OSError that it is, and what a server says as a UserError."""
+    try:
+        yield
+    except Exception as error:
+        of_disk = disk_error(error, address.path)
+        if of_disk is not None:
+            raise of_disk from error
+        if address.path is None and is_broken(error):
+            raise UserError(
+                f"The storage {address.shown} cannot be reached: {_said(error)}. What is stored there stays. Check the "
+                "server, the name and the password, then go on with the same command."
+            ) from None
+        raise
+
+
+def _said(error: BaseException) -> str:
+    """What the driver says, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
+
+
+def _open_storage(address: Address, *, writing: bool) -> RDBStorage:
+    url, settings = address.for_optuna(writing=writing)
+    return RDBStorage(url, engine_kwargs=settings)
+
+
+def _claims_engine(address: Address, engine: Engine) -> Engine:
+    """Where claims are written: a file is not synced for them, since one that a power cut takes back is harmless."""
+    if address.path is None:
+        return engine
+    url, settings = address.for_optuna(writing=True, sync=False)
+    return create_engine(url, poolclass=NullPool, **settings)
+
+
+def _check_file(address: Address) -> None:
+    """Raise a UserError where the file of a study is missing or damaged."""
+    path = address.path
+    assert path is not None
+    if not path.is_file():
+        raise UserError(f"{path} is missing. Restore it from a copy, or start a new run.")
+    try:
+        connection = sqlite3.connect(path, timeout=60)
+        try:
+            (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        of_disk = disk_error(error, path)
+        if of_disk is not None:
+            raise of_disk from error
+        raise damaged(address, str(error)) from error
+    if verdict != "ok":
+        raise damaged(address, verdict)
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's "experimental" warnings and its line about every study made."""
+    optuna.logging.set_verbosity(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
