@@ -30,14 +30,21 @@ class Postgres:
 
     Attributes:
         url: of its database, with user and password: ``postgresql+psycopg://...``.
+        open_url, password: the same in two parts: the URL without password.
         port: on the loopback.
         stop, start: the server, at once as if its machine went down, and again.
     """
 
-    url: str
+    open_url: str
+    password: str
     port: int
     stop: Callable[[], None]
     start: Callable[[], None]
+
+    @property
+    def url(self) -> str:
+        parts = urlsplit(self.open_url)
+        return urlunsplit(parts._replace(netloc=parts.netloc.replace("@", f":{self.password}@")))
 
     def behind(self, port: int) -> str:
         """The URL with another port: that of a proxy."""
@@ -108,7 +115,7 @@ def _running(folder: Path) -> Iterator[Postgres]:
         file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
     start()
     try:
-        yield Postgres(f"postgresql+psycopg://autoprune:{password}@127.0.0.1:{port}/postgres", port, stop, start)
+        yield Postgres(f"postgresql+psycopg://autoprune@127.0.0.1:{port}/postgres", password, port, stop, start)
     finally:
         if (data / "postmaster.pid").exists():
             stop()
