@@ -52,6 +52,7 @@ from autoprune.searching import default_sweep, make_seats, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.storage import Address
 from autoprune.study import Study, check_new
+from autoprune.trust import new_id, remember
 from autoprune.verifying import forget_verified
 from autoprune.workbench import (
     HandedOver,
@@ -270,6 +271,7 @@ def search(
         finetune=None if finetune is None else finetune.to_dict(),
         formats=tuple(formats),
         versions={"autoprune": autoprune.__version__, "torch": str(torch.__version__)},
+        id=new_id(),
     )
     check_crew(config, workers, executor)
     objects = handed_over(
@@ -296,6 +298,7 @@ def search(
             measure_trials=settle_measuring(bench, uniform, progress),
             fingerprints=fingerprints(bench),
         )
+        remember(config)  # whoever starts a search trusts it
         with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as created:
             return _go_on(created, replace(bench, config=config), order, workers, executor, progress)
 
@@ -308,6 +311,7 @@ def resume(
     storage: str | None = None,
     workers: int = 1,
     executor: str = "local",
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> Result:
@@ -322,6 +326,7 @@ def resume(
         measure_latency: measure the devices again, for the models that predict. Trials made with others stay.
         storage: URL of the storage that the run names, with the password that the run does not.
         workers, executor: as for `search`.
+        trust: let a run from elsewhere run the code that its configuration names, now and later (docs/security.md).
 
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
@@ -332,7 +337,7 @@ def resume(
         Address.parse(storage)  # its password is known from now on
     with Study.open(Path(run)) as study:
         check_crew(study.config, workers, executor)
-        bench = rebuild_workbench(study.config, study.path, **given)
+        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
         with bench.gauges:
             if measure_latency:
                 learn_devices(bench, progress)

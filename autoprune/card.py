@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 from autoprune.config import SearchConfig
 from autoprune.finished import Finished
 from autoprune.importance import describe_importance
+from autoprune.redaction import redact
 from autoprune.tables import format_recipe, front_table
 
 
@@ -15,7 +19,7 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
     groups = [name for name, span in table.groups for _ in range(span)]
     dense, pruned = table.rows
     lines = [
-        f"| {', '.join(filter(None, heading))} | {before} | {after} |".replace("\n", " ")
+        f"| {' | '.join(map(_plain, [', '.join(filter(None, heading)), before, after]))} |"
         for *heading, before, after in list(zip(groups, table.columns, dense, pruned, strict=True))[1:]
     ]
     made = [
@@ -36,9 +40,9 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
     given = "" if config.model is not None else ", model=dense_model"
     return "\n".join(
         [
-            f"# {config.model or 'Pruned model'}, point {index}",
+            f"# {_plain(config.model or 'Pruned model')}, point {index}",
             "",
-            *made,
+            *map(_plain, made),
             "",
             "| | dense | this network |",
             "|---|---|---|",
@@ -52,3 +56,8 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
             "",
         ]
     )
+
+
+def _plain(text: str) -> str:
+    """One line of Markdown that shows `text` as it is: names from a configuration make no HTML, links or columns."""
+    return re.sub(r"[\\`\[\]|]", r"\\\g<0>", html.escape(redact(" ".join(text.split())), quote=False))

@@ -63,7 +63,9 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
     try:
         saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+        if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
+            raise TypeError("it holds no state of a training")
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
     if saved["format"] != FORMAT:
         raise UserError(

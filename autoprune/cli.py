@@ -177,6 +177,7 @@ def resume(
     storage: options.Storage = None,
     workers: options.Workers = 1,
     executor: options.Executor = "local",
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -191,6 +192,7 @@ def resume(
         storage=storage,
         workers=workers,
         executor=executor,
+        trust=trust,
         progress=RichProgress(),
     )
     _shown(result.run, json)
@@ -217,6 +219,7 @@ def proxy(
     budget: options.OtherBudget = None,
     kd: Annotated[bool, typer.Option("--kd/--no-kd", help="With the dense model as teacher.")] = True,
     finetune_arg: options.FineTuneArg = None,
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -233,6 +236,7 @@ def proxy(
         finetune_options=parse_model_args(finetune_arg or []),
         kd=kd,
         budget=budget or None,
+        trust=trust,
         progress=RichProgress(),
     )
     print_proxy(found, json=json)
@@ -253,6 +257,7 @@ def profile(
     divergence: Annotated[
         str, typer.Option(help="auto, classes, tokens (both KL), or squares (any outputs).")
     ] = "auto",
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -262,7 +267,9 @@ def profile(
     from autoprune.progress import RichProgress
 
     chosen = int(levels) if levels.isdecimal() else levels
-    table = profiling.profile(run, levels=chosen, samples=samples, divergence=divergence, progress=RichProgress())
+    table = profiling.profile(
+        run, levels=chosen, samples=samples, divergence=divergence, trust=trust, progress=RichProgress()
+    )
     (print_profile_json if json else print_profile)(table, run / profiling.TABLE)
 
 
@@ -273,6 +280,7 @@ def finetune(
     point: options.Point = "best",
     epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 5,
     finetune_arg: options.FineTuneArg = None,
+    trust: options.Trust = False,
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
@@ -284,7 +292,7 @@ def finetune(
     settings = _fine_tune(epochs, finetune_arg)
     if settings is None:
         raise UserError(f"Fine-tuning takes at least 1 epoch, but got {epochs}. Set --epochs.")
-    points.fine_tune(run, settings, point=point, progress=RichProgress())
+    points.fine_tune(run, settings, point=point, trust=trust, progress=RichProgress())
     _shown(run, json)
 
 
@@ -297,12 +305,13 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="What to write. Default: named after run and point, in the current folder.")
     ] = None,
+    trust: options.Trust = False,
     debug: options.Debug = False,
 ) -> None:
     """Write one point of the front to a file or folder; it is read back and compared first."""
     from autoprune import points
 
-    typer.echo(points.export_point(run, format, point=point, out=out))
+    typer.echo(points.export_point(run, format, point=point, out=out, trust=trust))
 
 
 def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:

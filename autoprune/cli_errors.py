@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from autoprune import stopping
+from autoprune.terminal import PlainConsole
 
 P = ParamSpec("P")
 
@@ -29,7 +31,7 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        errors = Console(stderr=True, highlight=False)
+        errors = PlainConsole(stderr=True, highlight=False)
         _load_torch()
         try:
             with warnings.catch_warnings():
@@ -46,8 +48,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
             text, code = _explained(error, _go_on(command.__name__, kwargs.get("run")))
             with suppress(OSError):
                 if kwargs.get("debug"):
-                    errors.print_exception()
-                errors.print("[bold red]error:[/]", end=" ")
+                    errors.print("".join(traceback.format_exception(error)), soft_wrap=True)
+                errors.print(Text("error:", "bold red"), end=" ")
                 errors.print(text, markup=False, soft_wrap=True)
             raise typer.Exit(code) from None
 

@@ -19,6 +19,13 @@ WORKERS = "Workers"
 Run = Annotated[Path, typer.Argument(help="The run folder.", show_default=False, metavar="RUN")]
 Point = Annotated[str, typer.Option(help="A point of the front: its number, or 'best'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Once for a run from elsewhere: let it run the code and reach the files that its configuration names.",
+    ),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="On an error, show the Python traceback.")]
 
 Model = Annotated[

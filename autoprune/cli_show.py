@@ -23,6 +23,7 @@ from autoprune.search_spaces.budget import format_cost
 from autoprune.study import Study, objectives
 from autoprune.tables import Table as Figures
 from autoprune.tables import best_index, cost_name, costs_of, format_score, front_table
+from autoprune.terminal import PlainConsole
 
 SHOWN = 10
 """Rows of the front of a run that is not finished."""
@@ -136,9 +137,9 @@ def reasons(trials: list[Trial]) -> list[tuple[str, int]]:
 
 def stdout() -> Console:
     """A console for results: as wide as needed where nobody watches."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=200)
+    return PlainConsole(highlight=False) if sys.stdout.isatty() else PlainConsole(highlight=False, width=200)
 
 
 def say(console: Console, text: str) -> None:
     """Print a line as it is."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)

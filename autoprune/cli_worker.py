@@ -23,11 +23,20 @@ def worker(
     study: options.StudyName = None,
     weights: options.Weights = None,
     data_root: options.DataRoot = None,
+    trust: options.Trust = False,
     debug: options.Debug = False,
 ) -> None:
     """Take part in a search that was begun by another process or on another machine, until its trials are done."""
     from autoprune.progress import RichProgress
     from autoprune.worker import work
 
-    done = work(run, storage=storage, study=study, weights=weights, data_root=data_root, progress=RichProgress())
+    done = work(
+        run,
+        storage=storage,
+        study=study,
+        weights=weights,
+        data_root=data_root,
+        trust=trust,
+        progress=RichProgress(),
+    )
     typer.echo(f"{done} trials are stored. The process that searches finishes the run, or: autoprune resume RUN")

@@ -16,7 +16,7 @@ from typing import Any
 import tomli_w
 
 from autoprune.bounds import BOUNDS
-from autoprune.files import atomic_write
+from autoprune.files import atomic_write, check_links
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.statistical import AUDIT, ERROR
 
@@ -41,7 +41,7 @@ MEASURE_TRIALS = ("auto", "on", "off")
 
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "run": ("format", "storage", "study", "versions", "fingerprints"),
+    "run": ("format", "id", "storage", "study", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "align", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
@@ -73,6 +73,13 @@ _TABLES: dict[str, tuple[str, ...]] = {
     ),
     "result": ("points", "finetune", "formats"),
 }
+
+# Whoever reads these may rely on their type: a file from elsewhere may hold anything.
+_TEXTS = (
+    *("id", "model", "weights", "device", "data", "data_root", "agent", "prior", "aim", "score", "importance"),
+    *("recovery", "precision", "bounds", "measure_trials", "device_profile"),
+)
+_LISTS = ("budget", "runtimes", "formats")
 
 # Stored as lists of NAME=VALUE with the value in JSON, as typed on the command line: TOML has no word for None.
 _ARGUMENTS = {"model_args", "agent_options", "finetune"}
@@ -126,6 +133,7 @@ class SearchConfig:
         fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused.
         versions: of autoprune and torch when the run was made.
         format: of the run folder.
+        id: random name of the run, by which its user is remembered (see `trust`); None in runs of older releases.
     """
 
     budget: tuple[str, ...]
@@ -175,8 +183,16 @@ class SearchConfig:
     fingerprints: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
+    id: str | None = None
 
     def __post_init__(self) -> None:
+        for name in (*_TEXTS, *_LISTS):
+            value = getattr(self, name)
+            if name in _LISTS:
+                if not (isinstance(value, tuple | list) and all(isinstance(text, str) for text in value)):
+                    raise UserError(f"`{name}` must be a list of texts, but got {value!r}.")
+            elif not (value is None or isinstance(value, str)):
+                raise UserError(f"`{name}` must be a text, but got {value!r}.")
         for name, least in (
             ("trials", 1),
             ("points", 1),
@@ -239,7 +255,8 @@ class SearchConfig:
         """Read the configuration of a run folder.
 
         Raises:
-            UserError: `folder` is not a run folder, was made by another format, or its file cannot be read.
+            UserError: `folder` is not a run folder, was made by another format, its file cannot be read, or a link in
+                it leads elsewhere.
         """
         path = folder / FILE
         try:
@@ -248,6 +265,9 @@ class SearchConfig:
             raise UserError(_not_a_run(folder)) from None
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"{path} is damaged: {error}. Mend that line, or restore the file.") from None
+        except RecursionError:
+            raise UserError(f"{path} is damaged: it is nested too deeply. Restore the file.") from None
+        check_links(folder)
         found = tables["run"].get("format") if isinstance(tables.get("run"), dict) else None
         if found is None:
             raise UserError(f"{path} is damaged: it names no run format. Restore the file, or start a new run.")
@@ -285,7 +305,7 @@ def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:
     try:
         pairs = [text.partition("=") for text in texts]
         return {name: json.loads(value) for name, _, value in pairs}
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         raise UserError(f"{path} must hold NAME=VALUE texts, VALUE in JSON, but got {list(texts)!r}.") from None
 
 

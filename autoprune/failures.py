@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from autoprune import stopping
 from autoprune.memory import is_out_of_memory, release
+from autoprune.redaction import redact
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.errors import UserError
 
@@ -84,10 +85,10 @@ def failure_of(error: Exception) -> Failure:
 
 
 def describe_error(error: Exception) -> str:
-    """What was raised and where."""
+    """What was raised and where, without passwords: it is kept in the study."""
     if isinstance(error, EvaluationFailed):  # raised by us, and says it all
         return f"{error}."
-    text = f"{type(error).__name__}: {error}".strip().rstrip(".")
+    text = redact(f"{type(error).__name__}: {error}").strip().rstrip(".")
     frames = traceback.extract_tb(error.__traceback__)
     return f"{text} ({frames[-1].filename}:{frames[-1].lineno})." if frames else f"{text}."
 

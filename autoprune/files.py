@@ -17,15 +17,18 @@ from typing import Any
 from autoprune.search_spaces.errors import UserError
 
 
-def atomic_write(path: Path, data: bytes | str) -> None:
+def atomic_write(path: Path, data: bytes | str, *, mode: int = 0o666) -> None:
     """Write `data` (text as UTF-8) to `path`, replacing what is there only once everything is on the disk.
+
+    `mode` are the permissions, less those that the umask of the process takes away.
 
     Raises:
         OSError: the disk is full or the folder may not be written; `path` is then as it was before.
     """
     temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
+        temporary.unlink(missing_ok=True)  # made anew, since one that lies there may be a link that leads elsewhere
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -77,8 +80,25 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}. Restore it from a copy, or delete it.") from None
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a folder with a symbolic link in it that leads out of it, so that all that is done there stays there.
+
+    Raises:
+        UserError: naming the link.
+    """
+    inside = Path(os.path.realpath(folder))
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(parent, name)
+            if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
+                raise UserError(
+                    f"{path} is a link that leads out of the folder, and autoprune stays within it. Put a copy of what "
+                    "it leads to in its place, or remove it."
+                )
 
 
 def remove_leftovers(folder: Path) -> None:

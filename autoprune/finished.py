@@ -99,10 +99,14 @@ class Finished:
             return None
         values = read_json(run / FILE)
         try:
-            points = tuple(FrontPoint.from_dict(point | {"path": run / point["path"]}) for point in values["points"])
+            places = [run / FOLDER / str(index) for index in range(len(values["points"]))]
+            points = tuple(
+                FrontPoint.from_dict(point | {"path": place})
+                for place, point in zip(places, values["points"], strict=True)
+            )
             notes = tuple(values.get("notes", ()))
             return cls(**{**values, "dense": Dense.from_dict(values["dense"]), "points": points, "notes": notes})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{run / FILE} is damaged ({error!r}). Delete it; `autoprune resume {run}` makes it again."
             ) from None

@@ -82,9 +82,16 @@ class FrontPoint:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FrontPoint:
-        """Undo `to_dict`."""
+        """Undo `to_dict`.
+
+        Raises:
+            KeyError, TypeError: the values are not what it wrote. The trial's number becomes the name of a folder, so
+                it is one.
+        """
         from autoprune.measure import Latency
 
+        if not all(isinstance(number, int) for number in (values["trial"], *values["candidate"])):
+            raise TypeError(f"trial {values['trial']!r} and candidate {values['candidate']!r} must be whole numbers")
         return cls(
             **{
                 **values,

@@ -24,7 +24,8 @@ def import_function(spec: str, kind: str) -> Callable[..., Any]:
     module_name, _, path = spec.partition(":")
     if not (module_name and path):
         raise UserError(f"A {kind} of your own is given as package.module:function, but got {spec!r}.")
-    if (here := os.getcwd()) not in sys.path:
+    here = os.getcwd()
+    if here not in sys.path and module_name.partition(".")[0] != "autoprune":  # which needs nothing of this folder
         sys.path.insert(0, here)  # as `python -m` does; it stays, for what the module imports later
     try:
         found: Any = importlib.import_module(module_name)

@@ -9,10 +9,8 @@ only code that a folder can name is the function that builds the dense model, an
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -22,12 +20,9 @@ from autoprune.architecture import FILE as ARCHITECTURE
 from autoprune.architecture import Architecture, dtype_name
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.surgery import named_tensors, replace_tensors
+from autoprune.trust import describe_call, is_harmless_model
 
 WEIGHTS = "model.safetensors"
-
-# Arguments by which torchvision and timm read files or fetch weights (or take another model than the one named):
-# a folder nobody vouched for may not use them.
-_UNSAFE_ARGUMENTS = re.compile(r"weights|pretrained|checkpoint|cache|name|url|file|path|hub|root|dir")
 
 
 def load(
@@ -99,32 +94,18 @@ def _dense(
         else:
             assert architecture.source is not None
             source = architecture.source
-            if not trust:
-                _check_harmless(folder, source["spec"], source["kwargs"])
+            if not trust and not is_harmless_model(source["spec"], source["kwargs"]):
+                raise UserError(
+                    f"Loading {folder} would call {describe_call(source['spec'], source['kwargs'])}, which runs code "
+                    "or reads files that the folder chose. Pass trust=True if you trust where the folder comes from, "
+                    "or model=... with the dense model."
+                )
             from autoprune.models import ModelSource
 
             built = ModelSource(spec=source["spec"], kwargs=source["kwargs"], weights=None).build()
     if not isinstance(built, nn.Module):
         raise UserError(f"The dense model must be a torch.nn.Module, but got {type(built).__name__}.")
     return built
-
-
-def _check_harmless(folder: Path, spec: str, kwargs: Mapping[str, Any]) -> None:
-    """Refuse what could run foreign code or read foreign files while the dense model is built."""
-    family, _, name = spec.partition(":")
-    call = f"{spec}({', '.join(f'{key}={value!r}' for key, value in kwargs.items())})"
-    if family in ("torchvision", "timm") and re.fullmatch(r"[\w.]+", name):
-        if not any(_UNSAFE_ARGUMENTS.search(key) for key in kwargs):
-            return
-    elif family == "autoprune.nets":
-        from autoprune import nets
-
-        if getattr(getattr(nets, name, None), "__module__", None) == nets.__name__:
-            return
-    raise UserError(
-        f"Loading {folder} would call {call}, which runs code or reads files that the folder chose. Pass trust=True if "
-        "you trust where the folder comes from, or model=... with the dense model."
-    )
 
 
 def _set_attributes(model: nn.Module, architecture: Architecture) -> None:

@@ -1,9 +1,14 @@
-"""One process per run folder: an exclusive `flock`, which the kernel releases however the process ends."""
+"""Locks between processes: an exclusive `flock`, which the kernel releases however the process ends.
+
+`FolderLock` keeps a run folder to one process; `locked` makes others wait for a moment.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +38,7 @@ def hold(path: Path, *, wait: bool = False) -> Held | None:
     Args:
         wait: until another process releases it; without, None where one holds it.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         os.ftruncate(descriptor, 0)
@@ -44,6 +49,17 @@ def hold(path: Path, *, wait: bool = False) -> Held | None:
             return None
         raise
     return Held(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait until no other process writes `path`, and keep others waiting meanwhile.
+
+    The file ``NAME.lock`` beside it stays: removing it would let two processes lock two files.
+    """
+    with path.with_name(f"{path.name}.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class FolderLock:

@@ -213,7 +213,7 @@ def _read_weights(path: Path) -> Any:
             f"The weights {path} hold more than tensors (or are damaged), and opening them could run code that came "
             "with the file. Save the state_dict alone where you trust it: torch.save(model.state_dict(), path)."
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, MemoryError) as error:
         raise UserError(f"The weights {path} cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +23,14 @@ from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study
 from autoprune.tables import best_index, final_score, format_score
+from autoprune.trust import check_trusted
 from autoprune.workbench import HandedOver, rebuild_workbench
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_MOST_VALUES = 2**30
+"""In one example input: a file that asks for more is damaged, and would fill the memory."""
 
 
 def fine_tune(
@@ -33,6 +38,7 @@ def fine_tune(
     settings: FineTune,
     *,
     point: int | str = "best",
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> FrontPoint:
@@ -44,6 +50,7 @@ def fine_tune(
         run: the run folder.
         settings: how; the dense model is the teacher.
         point: its number, or ``best``.
+        trust: see `resume`.
         given: model, data, train, search, test, example_inputs, score: what the search was given in Python.
 
     Raises:
@@ -52,7 +59,7 @@ def fine_tune(
     with Study.open(Path(run)) as study:
         finished = _finished(study.path)
         index = point_index(finished, point)
-        bench = rebuild_workbench(study.config, study.path, **given)
+        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
         what = f"Fine-tuning point {index}"
         tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
         if settings.epochs and tuned.recipe is None:
@@ -78,6 +85,7 @@ def export_point(
     point: int | str = "best",
     out: str | Path | None = None,
     model: nn.Module | None = None,
+    trust: bool = False,
 ) -> Path:
     """Write one point of a finished front as ``onnx``, ``torch-export`` or ``folder``.
 
@@ -87,6 +95,7 @@ def export_point(
         point: its number, or ``best``.
         out: file or folder to write; by default in the current folder, named after run and point.
         model: the dense model, where the search was given one in Python.
+        trust: see `resume`.
 
     Returns:
         What was written, after it was read back and compared.
@@ -105,6 +114,8 @@ def export_point(
         raise UserError(f"{target} exists. Choose another name: --out.")
     if not folder.is_dir():
         raise UserError(f"The folder {folder} of point {index} is missing. Make it again: autoprune resume {path}.")
+    if model is None:
+        _check_trusted(path, folder, trust)
     pruned = load(folder, model=model, trust=True)  # a damaged point is refused before anything is written
     target.parent.mkdir(parents=True, exist_ok=True)
     if kind == "folder":
@@ -116,21 +127,35 @@ def export_point(
     return target
 
 
+def _check_trusted(run: Path, folder: Path, trust: bool) -> None:
+    """Ask for trust in the function that builds the dense model of an exported point: the one of its run, or not."""
+    source = Architecture.read(folder).source
+    if source is not None:
+        config = SearchConfig.read(run)
+        builder = SearchConfig(budget=config.budget, id=config.id, model=source["spec"], model_args=source["kwargs"])
+        check_trusted(builder, str(folder), trust=trust)
+
+
 def example_inputs(folder: Path) -> tuple[Any, Any]:
     """Positional and keyword arguments of the shapes that an exported folder names; floats drawn with a fixed seed."""
     generator = torch.Generator().manual_seed(0)
 
     def make(value: Any) -> Any:
         if isinstance(value, dict) and value.keys() == {"shape", "dtype"}:
-            dtype: torch.dtype = getattr(torch, value["dtype"])
+            shape, dtype = value["shape"], getattr(torch, str(value["dtype"]), None)
+            whole = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+            if not isinstance(dtype, torch.dtype) or not whole or math.prod(shape) > _MOST_VALUES:
+                raise UserError(f"{folder} is damaged: its inputs cannot be of the shape {shape!r:.80}, {dtype}.")
             if dtype.is_floating_point:
-                return torch.randn(value["shape"], generator=generator).to(dtype)
-            return torch.zeros(value["shape"], dtype=dtype)
+                return torch.randn(shape, generator=generator).to(dtype)
+            return torch.zeros(shape, dtype=dtype)
         if isinstance(value, dict):
             return {name: make(part) for name, part in value.items()}
         return [make(part) for part in value] if isinstance(value, list) else value
 
     inputs = Architecture.read(folder).inputs
+    if not isinstance(inputs.get("args"), list) or not isinstance(inputs.get("kwargs"), dict):
+        raise UserError(f"{folder} is damaged: its inputs are no list of args and dict of kwargs.")
     return tuple(make(inputs["args"])), make(inputs["kwargs"])
 
 

@@ -64,6 +64,7 @@ def profile(
     levels: int | str = "all",
     samples: int = 1024,
     divergence: str | Divergence = "auto",
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> KLTable:
@@ -74,13 +75,14 @@ def profile(
     Args:
         run: the run folder; the table is written to its ``profile/kl.json``.
         levels, samples, divergence: see `measure_table`.
+        trust: see `resume`.
 
     Raises:
         UserError: the folder cannot be used, weights, data or model are not those the run began with, or a setting
             is wrong.
     """
     with Study.open(Path(run)) as study:
-        bench = rebuild_workbench(study.config, study.path, **given)
+        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
         return measure_table(
             bench.evaluator,
             levels=levels,

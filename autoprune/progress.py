@@ -19,6 +19,8 @@ from rich.progress import Progress as Bars
 from rich.progress import Task as BarTask
 from rich.text import Text
 
+from autoprune.terminal import PlainConsole, printable
+
 PLAIN_INTERVAL_S = 5.0
 
 
@@ -77,7 +79,7 @@ class RichProgress:
     """Bars on a terminal, a plain line every few seconds elsewhere; both on stderr."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or PlainConsole(stderr=True)
         self._bars: Bars | None = None
 
     @contextmanager
@@ -100,7 +102,8 @@ class RichProgress:
             )
             self._bars.start()
         bars = self._bars
-        identifier = bars.add_task(description, total=total, completed=int(done), clock=clock, unit=unit, note="")
+        shown = printable(description)
+        identifier = bars.add_task(shown, total=total, completed=int(done), clock=clock, unit=unit, note="")
         try:
             yield _Bar(bars, identifier, clock)
         finally:
@@ -112,7 +115,7 @@ class RichProgress:
                 bars.remove_task(identifier)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 class _Bar:
@@ -122,7 +125,7 @@ class _Bar:
     def advance(self, steps: float = 1, *, note: str = "") -> None:
         self._clock.advance(steps)
         if note:
-            self._bars.update(self._identifier, advance=steps, note=note)
+            self._bars.update(self._identifier, advance=steps, note=printable(note))
         else:
             self._bars.update(self._identifier, advance=steps)
 

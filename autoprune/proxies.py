@@ -117,6 +117,7 @@ def proxy(
     kd: bool = True,
     budget: Budget | str | Iterable[str] | None = None,
     extra: Mapping[str, ScoreFunction] | None = None,
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> ProxyReport:
@@ -132,6 +133,7 @@ def proxy(
         kd: whether the dense model is the teacher.
         budget: that the candidates keep; None for the run's.
         extra: further proxies of your own by name.
+        trust: see `resume`.
         given: model, data, train, search, test, example_inputs, score: what the search was given in Python.
         progress: where to report to.
 
@@ -147,7 +149,7 @@ def proxy(
         config = study.config
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
-        bench = rebuild_workbench(config, study.path, **given)
+        bench = rebuild_workbench(config, study.path, trust=trust, **given)
         if any(map(is_measured, limits.costs)):
             missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
             if missing:

@@ -87,10 +87,11 @@ class Races:
                 self._keep(trial.number, losses, self.hardest_first)
                 return self._known[trial.number]
             try:
-                found = np.load(path, allow_pickle=False)
-                if found.shape != (self.evaluator.data.search.num_samples,):
-                    raise ValueError(f"shape {found.shape}")
-            except (ValueError, OSError, EOFError) as error:
+                with path.open("rb") as file:  # not `np.load`, which opens archives and more
+                    found = np.lib.format.read_array(file, allow_pickle=False)
+                if found.shape != (self.evaluator.data.search.num_samples,) or found.dtype != np.float64:
+                    raise ValueError(f"shape {found.shape}, {found.dtype}")
+            except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
                 raise UserError(f"{path} is damaged ({error}). Delete it: it is made again.") from None
             self._known[trial.number] = found
         return self._known[trial.number]

@@ -93,6 +93,7 @@ def write_report(
     ]
     below = num_below(trials, score, y_range)
     hidden = f" {below} of {len(trials)} trials lie below the axis; double-click to see them." if below else ""
+    prunings = html.escape("; ".join(describe_prunings(trials)))
     sections = [
         _headline(title, dense, front, score, config.get("budget", ()), limits, len(trials)),
         section("Front", "Numbers are the points of the table below." + hidden, figures_section(figures, "front")),
@@ -104,7 +105,7 @@ def write_report(
             figures_section([progress_figure(dense=dense, trials=trials, score=score, y_range=y_range)], "progress"),
         ),
         section("Can the scores be trusted?", "", "" if proxies is None else proxy_section(proxies)),
-        section("What each trial became", "; ".join(describe_prunings(trials)), outcomes_section(trials, score)),
+        section("What each trial became", prunings, outcomes_section(trials, score)),
         '<div class="columns">',
         section("Configuration", "", pairs_section(config)),
         section("Environment", "", pairs_section(environment or {})),

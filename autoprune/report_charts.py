@@ -15,6 +15,7 @@ import plotly.graph_objects as go
 
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint, Measured, front
+from autoprune.redaction import redact
 from autoprune.search_spaces.budget import format_cost
 from autoprune.search_spaces.quantities import WORST
 from autoprune.tables import (
@@ -264,7 +265,7 @@ def _hover(trial: Trial, score: str) -> str:
     costs = "".join(
         f"<br>{html.escape(cost_name(name))} {format_cost(name, value)}" for name, value in trial.costs.items()
     )
-    message = f"<br>{html.escape(trial.message[:200])}" if trial.message else ""
+    message = f"<br>{html.escape(redact(trial.message)[:200])}" if trial.message else ""
     return f"trial {trial.number}, {trial.state}<br>{format_score(score, trial.score)}{costs}{message}"
 
 

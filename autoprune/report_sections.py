@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint
+from autoprune.redaction import redact
 from autoprune.search_spaces.budget import format_cost
 from autoprune.search_spaces.quantities import is_measured
 from autoprune.tables import (
@@ -105,7 +106,8 @@ def outcomes_section(trials: Sequence[Trial], score: str) -> str:
     chips = "".join(f'<li class="{name.split()[0]}"><b>{n}</b> {name}</li>' for name, n in counts.most_common())
     reasons = Counter((t.state, t.message) for t in trials if t.state != "complete" and t.message)
     listed = "".join(
-        f'<li class="{state}">{n} {state}: {html.escape(text)}</li>' for (state, text), n in reasons.most_common(8)
+        f'<li class="{state}">{n} {state}: {html.escape(redact(text))}</li>'
+        for (state, text), n in reasons.most_common(8)
     )
     costs = costs_of(trials)
     heads = "".join(f"<th>{html.escape(cost_name(name))}</th>" for name in costs)
@@ -129,13 +131,15 @@ def _trial_row(trial: Trial, outcome: str, costs: Sequence[str], score: str) -> 
         f"{trial.seconds:.2f}",
     ]
     text = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
-    return f'<tr><th scope="row">{trial.number}</th>{text}<td class="text">{html.escape(trial.message or "")}</td></tr>'
+    message = html.escape(redact(trial.message or ""))
+    return f'<tr><th scope="row">{trial.number}</th>{text}<td class="text">{message}</td></tr>'
 
 
 def pairs_section(values: Mapping[str, Any]) -> str:
     """Settings as a table of names and values."""
     rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(text)}</td></tr>' for name, text in _flat(values)
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(redact(text))}</td></tr>'
+        for name, text in _flat(values)
     )
     return f'<table class="pairs"><tbody>{rows}</tbody></table>' if rows else ""
 
@@ -188,7 +192,8 @@ def footnotes(
         )
     if score == "kl":
         lines.append("kl: minus the mean divergence of the pruned model's outputs from the dense model's; 0 is best.")
-    return "<ul class='notes'>" + "".join(f"<li>{html.escape(line)}</li>" for line in [*lines, *notes]) + "</ul>"
+    items = "".join(f"<li>{html.escape(redact(line))}</li>" for line in [*lines, *notes])
+    return f"<ul class='notes'>{items}</ul>"
 
 
 def _explained(recipe: Mapping[str, Any]) -> str:

@@ -210,7 +210,7 @@ class Study:
         frozen = self._database.trials()[len(self.trials) :]
         try:
             new = [_from_optuna(trial) for trial in frozen]
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise damaged(self._database.address, f"a trial cannot be read ({error!r})") from None
         self.trials += new
         return new

@@ -27,6 +27,7 @@ from autoprune.precision import device_of
 from autoprune.scores import Score
 from autoprune.search_spaces import CRITERIA, Budget, SearchSpace, UserError, trace
 from autoprune.search_spaces.errors import unknown
+from autoprune.trust import check_trusted
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -160,17 +161,33 @@ def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
     )
 
 
-def rebuild_workbench(config: SearchConfig, run: Path, **given: Unpack[HandedOver]) -> Workbench:
+def rebuild_workbench(
+    config: SearchConfig, run: Path, *, trust: bool = False, **given: Unpack[HandedOver]
+) -> Workbench:
     """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
 
+    Every command that goes on with a run comes through here, so here it is asked whether the run is trusted.
+
     Raises:
-        UserError: also where model, weights or data are not those the run began with.
+        UserError: also where model, weights or data are not those the run began with, and where the configuration
+            names what runs code or lies elsewhere, and nobody trusts it: see `trust`.
     """
-    bench = make_workbench(config, handed_over(config, **given))
+    objects = handed_over(config, **given)
+    check_trusted(_without(config, objects), str(run), trust=trust)
+    bench = make_workbench(config, objects)
     check_same(config.fingerprints, fingerprints(bench), run)
     if reads_data(config.importance):
         load_scores(bench.space, config.importance, run)
     return bench
+
+
+def _without(config: SearchConfig, objects: Objects) -> SearchConfig:
+    """The configuration without what the caller hands over instead."""
+    if objects.model is not None:
+        config = replace(config, model=None, model_args={}, weights=None)
+    if objects.data is not None:
+        config = replace(config, data=None, data_root=None)
+    return config if objects.score is None else replace(config, score=FROM_PYTHON)
 
 
 def usable_device(name: str) -> str:

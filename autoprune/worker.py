@@ -31,6 +31,7 @@ def work(
     study: str | None = None,
     weights: str | Path | None = None,
     data_root: str | Path | None = None,
+    trust: bool = False,
     progress: Progress = NO_PROGRESS,
     **given: Unpack[HandedOver],
 ) -> int:
@@ -40,6 +41,7 @@ def work(
         run: its folder, where this machine sees it; else:
         storage, study: URL of its storage, and its name there (None: the only one).
         weights, data_root: where these are on this machine, if not where the search found them.
+        trust: let a study from elsewhere run the code that its configuration names, now and later.
         progress: where to report to.
         given: what the search was handed over in Python, as for `resume`.
 
@@ -52,7 +54,7 @@ def work(
     settings = {name: str(Path(path).expanduser().absolute()) for name, path in own.items() if path is not None}
     joined = Study.join_stored(storage, study, **settings) if storage else Study.join(Path(run or ""), **settings)
     with joined:
-        bench = rebuild_workbench(joined.config, joined.path, **given)
+        bench = rebuild_workbench(joined.config, joined.path, trust=trust, **given)
         with bench.gauges:
             load_devices(bench, joined.path)
             order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path)

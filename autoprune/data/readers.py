@@ -28,6 +28,9 @@ _ALLOWED = {"numpy.ndarray": np.ndarray, "numpy.dtype": np.dtype} | {
     f"numpy.{core}.multiarray._reconstruct": np._core.multiarray._reconstruct  # type: ignore[attr-defined]
     for core in ("core", "_core")
 }
+_MADE_UP = (ValueError, TypeError, LookupError, AttributeError, MemoryError, OverflowError)
+"""What numpy raises where it is given no state of an array, or one of an absurd size."""
+
 _NETWORK_TIMEOUT_S = 30.0
 
 
@@ -64,7 +67,7 @@ def load_arrays(path: Path) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(_read(path)), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, EOFError, *_MADE_UP) as error:
         raise UserError(f"{path} is not a pickle of numpy arrays, or is damaged: {error}") from error
 
 

@@ -10,17 +10,16 @@ Times are milliseconds at the speed that the machine had then. A network is kept
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from autoprune.files import atomic_write
+from autoprune.lock import locked
 from autoprune.measure.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
 from autoprune.measure.robust import Estimate, changed
 from autoprune.runtimes import Runtime
@@ -175,7 +174,7 @@ class DeviceProfile:
     def save(self) -> None:
         """Write the file, whole or not at all, together with what other processes stored since it was read."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(self.path):
+        with locked(self.path):
             for key, stored in self._read().items():
                 if key in self._entries:
                     self._entries[key].merge(stored)
@@ -213,11 +212,3 @@ def fingerprint(runtime: Runtime) -> str:
     """A digest of this machine, the runtime's release and its settings: times hold only where it is the same."""
     text = f"{device_fingerprint()} {runtime.describe()} {runtime.device or ''} {runtime.clock}"
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Wait until no other process writes; the file beside `path` stays: removing it would let two lock two files."""
-    with path.with_name(f"{path.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from autoprune.redaction import without_password
 from autoprune.search_spaces.errors import UserError, unknown
 
 VARIABLE = "AUTOPRUNE_STORAGE"
@@ -63,7 +64,7 @@ class Address:
         except ArgumentError:
             raise UserError(
                 "A storage is given as a URL, for example postgresql://user@host/database or sqlite:///study.db, "
-                f"but got {without_password(text)!r}."
+                f"but got {_without_userinfo(text)!r}."
             ) from None
         scheme = url.drivername.partition("+")[0]
         if scheme == "sqlite":
@@ -123,11 +124,5 @@ class Address:
         return "sqlite://", {"creator": connect}
 
 
-def without_password(text: str) -> str:
-    """The URL `text` without password, in whichever place a driver reads it from."""
-    try:
-        url = make_url(text)
-    except ArgumentError:
-        return f"...@{text.rpartition('@')[2]}" if "@" in text else text
-    secrets = [name for name in url.query if "password" in name.lower() or name.lower() in ("passwd", "sslkey")]
-    return url._replace(password=None).difference_update_query(secrets).render_as_string(hide_password=False)
+def _without_userinfo(text: str) -> str:
+    return f"...@{text.rpartition('@')[2]}" if "@" in text else text

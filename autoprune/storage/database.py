@@ -27,6 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from autoprune.journal import check_journal
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import devices, tables
 from autoprune.storage.address import Address
@@ -255,6 +256,7 @@ def _check_file(address: Address) -> None:
     assert path is not None
     if not path.is_file():
         raise UserError(f"{path} is missing. Restore it from a copy, or start a new run.")
+    check_journal(path)
     try:
         connection = sqlite3.connect(path, timeout=60)
         try:

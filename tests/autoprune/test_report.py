@@ -173,7 +173,12 @@ def test_what_a_user_names_is_never_markup(tmp_path: Path) -> None:
         title=EVIL,
         score=EVIL,
         config={"budget": (EVIL,), EVIL: EVIL, "agent": [EVIL], "model_args": {EVIL: {EVIL: EVIL}}},
-        trials=[*TRIALS[:3], replace(found, message=EVIL), *TRIALS[4:], trial(8, 0.9, message=EVIL)],
+        trials=[
+            *TRIALS[:3],
+            replace(found, message=EVIL),
+            *TRIALS[4:],
+            trial(8, 0.9, message=EVIL, pruning=EVIL, ruled_out={EVIL: 3}),
+        ],
         front=[replace(FRONT[0], misses=(EVIL,)), replace(FRONT[1], path=Path("front") / EVIL.replace("/", "\\"))],
         keep_ratios=[{EVIL: 0.5}, {EVIL: 0.5}],
         environment={EVIL: EVIL},

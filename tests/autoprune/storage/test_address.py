@@ -9,7 +9,7 @@ import pytest
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import Address
 from autoprune.storage import address as address_module
-from autoprune.storage.address import VARIABLE, without_password
+from autoprune.storage.address import VARIABLE
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +69,3 @@ def test_a_missing_driver_is_named_with_what_installs_it(monkeypatch: pytest.Mon
     monkeypatch.setattr(address_module, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install autoprune\[postgresql\]"):
         Address.parse("postgresql://db/studies")
-
-
-def test_without_password_leaves_the_rest() -> None:
-    assert without_password("sqlite:///a b/c.db") == "sqlite:///a b/c.db"
-    assert without_password("no url") == "no url"
