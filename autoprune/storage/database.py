@@ -198,6 +198,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        if self.claims is not None:
+            self.claims.engine.dispose()
         self.engine.dispose()
 
 
