@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from autoprune.card import card, plain
 from autoprune.finished import FOLDER, Finished
 from autoprune.search_spaces.budget import format_cost
+from autoprune.search_spaces.quantities import quantity_of
 from autoprune.study import Study
 from autoprune.tables import best_index, cost_name, front_table
 
@@ -39,7 +40,10 @@ def study_note(study: Study, finished: Finished, limits: Mapping[str, float]) ->
         ["trial", "–", *trials],
         *([name, *(row[k] for row in table.rows)] for k, name in enumerate(names) if k),
     ]
-    kept = ", ".join(f"{cost_name(cost)} ≤ {format_cost(cost, limit)}" for cost, limit in limits.items())
+    kept = ", ".join(
+        f"{cost_name(cost)} {'≥' if quantity_of(cost).least else '≤'} {format_cost(cost, limit)}"
+        for cost, limit in limits.items()
+    )
     folder = study.path / FOLDER / str(best or 0)
     given = "" if config.model is not None else ", model=dense_model"
     return "\n".join(
