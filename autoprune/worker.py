@@ -54,8 +54,8 @@ def work(
     settings = {name: str(Path(path).expanduser().absolute()) for name, path in own.items() if path is not None}
     joined = Study.join_stored(storage, study, **settings) if storage else Study.join(Path(run or ""), **settings)
     with joined:
-        bench = rebuild_workbench(joined.config, joined.path, trust=trust, **given)
+        bench = rebuild_workbench(joined.config, joined.path, progress, trust=trust, **given)
         with bench.gauges:
-            load_devices(bench, joined.path)
-            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path)
+            load_devices(bench, joined.path, progress)
+            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path, progress)
             return len(run_trials(joined, with_prior(bench, joined, progress), order, progress))
