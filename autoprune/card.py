@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 
 from autoprune.config import SearchConfig
@@ -12,14 +13,14 @@ from autoprune.redaction import redact
 from autoprune.tables import format_recipe, front_table
 
 
-def card(index: int, finished: Finished, config: SearchConfig) -> str:
-    """Text of the ``card.md`` of point `index`."""
+def card(index: int, finished: Finished, config: SearchConfig, folder: str = ".") -> str:
+    """Text of the ``card.md`` of point `index`, for a reader to whom its folder is `folder`."""
     point = finished.points[index]
     table = front_table(finished.figures(), [point], score=config.score)
     groups = [name for name, span in table.groups for _ in range(span)]
     dense, pruned = table.rows
     lines = [
-        f"| {' | '.join(map(_plain, [', '.join(filter(None, heading)), before, after]))} |"
+        f"| {' | '.join(map(plain, [', '.join(filter(None, heading)), before, after]))} |"
         for *heading, before, after in list(zip(groups, table.columns, dense, pruned, strict=True))[1:]
     ]
     made = [
@@ -40,9 +41,9 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
     given = "" if config.model is not None else ", model=dense_model"
     return "\n".join(
         [
-            f"# {_plain(config.model or 'Pruned model')}, point {index}",
+            f"# {plain(config.model or 'Pruned model')}, point {index}",
             "",
-            *map(_plain, made),
+            *map(plain, made),
             "",
             "| | dense | this network |",
             "|---|---|---|",
@@ -51,13 +52,13 @@ def card(index: int, finished: Finished, config: SearchConfig) -> str:
             "```python",
             "import autoprune",
             "",
-            f'model = autoprune.load("."{given})',
+            f"model = autoprune.load({json.dumps(folder)}{given})",
             "```",
             "",
         ]
     )
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """One line of Markdown that shows `text` as it is: names from a configuration make no HTML, links or columns."""
     return re.sub(r"[\\`\[\]|]", r"\\\g<0>", html.escape(redact(" ".join(text.split())), quote=False))

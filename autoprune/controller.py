@@ -39,7 +39,7 @@ from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT
 from autoprune.storage import Claim, LostClaim
-from autoprune.study import Study, objectives
+from autoprune.study import ROUNDING, Study, objectives
 
 Pending: TypeAlias = Mapping[int, Candidate | None]
 """What others evaluate now, by number; None where they do not know yet."""
@@ -172,7 +172,8 @@ class Controller:
             while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
                 self._wait(known)
             trial, failure = self._try(number, placed, seat, known, start)
-            self._learn(self.study.store(claim, trial, self.space.keep_ratios(trial.candidate)), known)
+            stored = self.study.store(claim, trial, self.space.keep_ratios(trial.candidate), self._limits(self.budget))
+            self._learn(stored, known)
         except LostClaim as lost:
             self.progress.say(f"Dropped: {lost}.")
             return None
@@ -251,15 +252,17 @@ class Controller:
     def _check(self, candidate: Candidate, seat: Seat) -> dict[str, float]:
         """Price a proposal; one above its budget is a mistake of ours, never evaluated and never stored."""
         costs = self.space.cost_dict(candidate)
-        limits = self.budget.scaled(seat.share).resolve(self.space.cost_dict(self.space.dense))
-        for name, limit in limits.items():
-            if costs[name] > limit * (1 + 1e-9):
+        for name, limit in self._limits(self.budget.scaled(seat.share)).items():
+            if costs[name] > limit * (1 + ROUNDING):
                 raise AssertionError(
                     f"{type(seat.agent).__name__} proposed {candidate}, whose {name} of "
                     f"{format_cost(name, costs[name])} exceed the limit of {format_cost(name, limit)}. "
                     f"This is a bug in autoprune: please report it."
                 )
         return costs
+
+    def _limits(self, budget: Budget) -> dict[str, float]:
+        return budget.resolve(self.space.cost_dict(self.space.dense))
 
     def _try(
         self,

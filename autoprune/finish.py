@@ -29,6 +29,7 @@ from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
 from autoprune.measure.device import device_info
 from autoprune.memory import is_out_of_memory, release
+from autoprune.notes import annotate
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_report import read_report
 from autoprune.report import write_report
@@ -280,8 +281,9 @@ def write_format(name: str, model: nn.Module, example: Any, path: Path) -> float
 
 
 def report(finished: Finished, study: Study, bench: Workbench) -> None:
-    """Write ``report.html``."""
+    """Write ``report.html``, and the notes that optuna-dashboard shows."""
     config = study.config
+    limits = bench.budget.resolve(finished.dense.costs)
     proxies, unusable = read_report(study.path, config.fingerprints)
     notes = list(finished.notes)
     write_report(
@@ -293,11 +295,12 @@ def report(finished: Finished, study: Study, bench: Workbench) -> None:
         front=finished.points,
         keep_ratios=[bench.space.keep_ratios(point.candidate) for point in finished.points],
         score=config.score,
-        limits=bench.budget.resolve(finished.dense.costs),
+        limits=limits,
         environment={**finished.device, **config.versions},
         notes=[*notes, unusable] if unusable and proxies is None else notes,
         proxies=proxies,
     )
+    annotate(study, finished, limits)
 
 
 def _digest(value: Any) -> str:

@@ -41,6 +41,9 @@ FILE = "study.db"
 PROFILE = "profile"
 """Folder of what was measured once; workers that do not see the run folder get a copy of its JSON files."""
 
+ROUNDING = 1e-9
+"""A cost may exceed its limit by this share of it."""
+
 _STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
 _TRIAL = "trial"
 """Name of the attribute that holds a trial, as a table of these."""
@@ -242,12 +245,15 @@ class Study:
         """By number, what others evaluate now; None where they do not know yet."""
         return self._claims.pending(claim)
 
-    def store(self, claim: Claim, trial: Trial, keep_ratios: Mapping[str, float]) -> list[Trial]:
+    def store(
+        self, claim: Claim, trial: Trial, keep_ratios: Mapping[str, float], limits: Mapping[str, float] | None = None
+    ) -> list[Trial]:
         """Store a finished trial durably, in one commit; it is on the disk when this returns.
 
         Args:
             claim: of the trial's number.
             keep_ratios: kept / dense per group of its candidate, shown as parameters by Optuna's tools.
+            limits: upper limit by cost, shown as constraints.
 
         Returns:
             As `news`, this trial included.
@@ -258,7 +264,7 @@ class Study:
         """
         assert trial.number == claim.number
         names = objectives(self.config.budget)[1:]
-        frozen = _to_optuna(trial, keep_ratios, names)
+        frozen = _to_optuna(trial, keep_ratios, names, limits or {})
         keep = trial.state == "complete" and trial.pruning != "subproblem"
         if self._database.store(claim, frozen, keep_candidate=keep) != len(self.trials):
             return self.news()  # others stored some meanwhile, and these come first
@@ -274,6 +280,14 @@ class Study:
         """
         with alone() if device == socket.gethostname() else nullcontext(), self._database.lent(device):
             yield
+
+    def annotate(self, text: str, of_trials: Mapping[int, str]) -> None:
+        """Say in Markdown what optuna-dashboard is to show of the study, and by number of some of its trials.
+
+        Replaces what was said before, also of other trials; what people wrote into the same notes stays.
+        """
+        stored = {trial.number: place for place, trial in enumerate(self.trials)}
+        self._database.annotate(text, {stored[number]: said for number, said in of_trials.items()})
 
     def share(self) -> None:
         """Let workers that do not see the run folder have what they need of it; the configuration last."""
@@ -351,29 +365,46 @@ def _write_below(folder: Path, relative: str, content: bytes) -> None:
     atomic_write(path, content)
 
 
-def _to_optuna(trial: Trial, keep_ratios: Mapping[str, float], costs: Sequence[str]) -> FrozenTrial:
+def _to_optuna(
+    trial: Trial, keep_ratios: Mapping[str, float], costs: Sequence[str], limits: Mapping[str, float]
+) -> FrozenTrial:
     distributions: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in keep_ratios}
     values = None
     if trial.state == "complete":
         assert trial.score is not None
         values = [trial.score, *(trial.costs[name] for name in costs)]
+    exceeded = {name: _excess(trial.costs[name], limit) for name, limit in limits.items() if name in trial.costs}
     frozen = optuna.trial.create_trial(
         state=_STATES[trial.state],
         values=values,
         params=dict(keep_ratios),
         distributions=distributions,
-        # one attribute: Optuna looks every single one up before it writes it
-        user_attrs={_TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES}},
+        # Few attributes, since Optuna looks every single one up before it writes it. The trial is one of the system's,
+        # because the dashboard shows those of the user on one line each, however long; they hold what people look for.
+        # Constraints are kept by name for Optuna 5, and as the list that optuna-dashboard 0.21 and Optuna 4 read.
+        user_attrs={} if trial.message is None else {"message": trial.message},
+        system_attrs={
+            _TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES},
+            **({"constraints": list(exceeded.values())} if exceeded else {}),
+        },
+        constraints=exceeded,
     )
     if frozen.datetime_complete is not None:
         frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
     return frozen
 
 
+def _excess(cost: float, limit: float) -> float:
+    """By which share a cost exceeds its limit; 0 or less where it keeps it."""
+    excess = cost / limit - 1
+    return 0.0 if 0 < excess <= ROUNDING else excess
+
+
 def _from_optuna(frozen: FrozenTrial) -> Trial:
-    # Older studies keep an attribute for each, and do not say: the number, when it was Optuna's; the share evaluated,
-    # before trials could be cut; the pruning, before it had a name; and what was measured, before trials were.
-    attributes = frozen.user_attrs.get(_TRIAL, frozen.user_attrs)
+    # Older studies keep it among the user's attributes, or an attribute for each, and do not say: the number, when it
+    # was Optuna's; the share evaluated, before trials could be cut; the pruning, before it had a name; and what was
+    # measured, before trials were.
+    attributes = frozen.system_attrs.get(_TRIAL) or frozen.user_attrs.get(_TRIAL, frozen.user_attrs)
     pruning = "alpha-beta" if attributes["state"] == "cut" else None
     if (attributes["message"] or "").startswith("same subnet"):
         pruning = "subproblem"

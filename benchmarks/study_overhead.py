@@ -34,17 +34,21 @@ def main() -> None:
 
 def run(name: str, space: FakeSpace, path: Path) -> tuple[float, float]:
     """Milliseconds per trial for asking and telling, and for storing."""
-    agent = make_agent(name, space, Budget.parse("macs=0.5x"), seed=0)
+    budget = Budget.parse("macs=0.5x")
+    agent = make_agent(name, space, budget, seed=0)
+    limits = budget.resolve(space.cost_dict(space.dense))
     proposing = storing = 0.0
     with Study.create(path, SearchConfig(budget=("macs=0.5x",))) as study:
         for number in range(TRIALS):
+            claim = study.next().claim
+            assert claim is not None
             start = time.process_time()
             candidate = agent.ask(number)
             asked = time.process_time()
             costs = space.cost_dict(candidate)
             trial = Trial(number=number, candidate=candidate, state="complete", score=number % 17 / 17, costs=costs)
             before = time.process_time()
-            study.append(trial, space.keep_ratios(candidate))
+            study.store(claim, trial, space.keep_ratios(candidate), limits)
             stored = time.process_time()
             agent.tell(trial)
             proposing += asked - start + time.process_time() - stored

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import sqlite3
@@ -29,7 +30,7 @@ from sqlalchemy.pool import QueuePool
 
 from autoprune.journal import check_journal
 from autoprune.search_spaces.errors import UserError
-from autoprune.storage import devices, tables
+from autoprune.storage import devices, notes, tables
 from autoprune.storage.address import Address
 from autoprune.storage.claims import Claim, Claims, LostClaim
 from autoprune.storage.patience import is_broken, patiently
@@ -156,6 +157,24 @@ class Database:
         """Hold a device on which latency is measured, while the block runs: see `devices`."""
         assert self.claims is not None
         return devices.lent(self.claims.engine, self.claims.presence, device)
+
+    def annotate(self, text: str, of_trials: Mapping[int, str]) -> None:
+        """Make these our notes for optuna-dashboard, of the study and by Optuna's number of its trials: see `notes`."""
+        number = self._storage.get_trial_id_from_study_id_trial_number
+        rows, study_id = tables.attributes.c, self._study_id
+
+        def put() -> None:
+            texts: dict[int | None, str] = {number(study_id, k): said for k, said in of_trials.items()}
+            texts[None] = text
+            with self.engine.begin() as connection:  # one transaction: Optuna's own commits every attribute
+                found = connection.execute(select(rows.key, rows.value_json).where(rows.study_id == study_id))
+                for key, value in notes.changes({key: json.loads(value) for key, value in found}, texts).items():
+                    connection.execute(delete(tables.attributes).where(rows.study_id == study_id, rows.key == key))
+                    new = {"study_id": study_id, "key": key, "value_json": json.dumps(value)}
+                    connection.execute(insert(tables.attributes).values(**new))
+
+        with storage_errors(self.address):
+            patiently(self.engine, put)
 
     def put_file(self, name: str, content: bytes) -> None:
         """Keep a file for workers that do not see the run folder; replaces one of that name."""

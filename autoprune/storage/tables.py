@@ -1,8 +1,8 @@
-"""The tables that stand beside Optuna's in the database of a study."""
+"""The tables that stand beside Optuna's in the database of a study, and one of Optuna's."""
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
+from sqlalchemy import Column, Index, Integer, LargeBinary, MetaData, String, Table, Text, column, table
 
 LONG = 255
 """Characters of a name: what every database can index."""
@@ -44,3 +44,6 @@ files = Table(
     Column("content", LargeBinary(2**32 - 1), nullable=False),
 )
 """What workers elsewhere need of the run folder: its configuration and profile."""
+
+attributes = table("study_system_attributes", column("study_id"), column("key"), column("value_json"))
+"""Optuna's own (read in Optuna 5.0): what tools say of a study, by key, in JSON."""

@@ -353,9 +353,10 @@ def test_messages_of_a_foreign_study_reach_no_terminal_raw(run: Path) -> None:
 def forge(run: Path, **changes: Any) -> None:
     """Change what the study says of its first trial."""
     connection = sqlite3.connect(run / "study.db")
-    (text,) = connection.execute("select value_json from trial_user_attributes where trial_id = 1").fetchone()
+    where = "trial_system_attributes where trial_id = 1 and key = 'trial'"
+    (text,) = connection.execute(f"select value_json from {where}").fetchone()
     value = json.dumps({**json.loads(text), **changes})
-    connection.execute("update trial_user_attributes set value_json = ? where trial_id = 1", (value,))
+    connection.execute(f"update {where.replace(' where', ' set value_json = ? where')}", (value,))
     connection.commit()
     connection.close()
 

@@ -199,7 +199,9 @@ def test_a_study_that_names_no_prunings(tmp_path: Path) -> None:
     with Study.create(tmp_path / "run", config(12, "random")) as study:
         whole = controller(study, evaluate_above=bounded_worth, predict=None).run()
     with sqlite3.connect(tmp_path / "run" / FILE) as connection:
-        rows = connection.execute("SELECT trial_id, value_json FROM trial_user_attributes").fetchall()
+        table = "trial_system_attributes WHERE key = 'trial'"
+        rows = connection.execute(f"SELECT trial_id, value_json FROM {table}").fetchall()
+        connection.execute(f"DELETE FROM {table}")
         connection.execute("DELETE FROM trial_user_attributes")
         found = set()
         for number, text in rows:
