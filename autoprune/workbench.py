@@ -162,9 +162,11 @@ def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
 
 
 def rebuild_workbench(
-    config: SearchConfig, run: Path, *, trust: bool = False, **given: Unpack[HandedOver]
+    config: SearchConfig, run: Path, *, where: str = "", trust: bool = False, **given: Unpack[HandedOver]
 ) -> Workbench:
     """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
+
+    `where` says, for messages, where the run is found; empty for its folder.
 
     Every command that goes on with a run comes through here, so here it is asked whether the run is trusted.
 
@@ -173,9 +175,9 @@ def rebuild_workbench(
             names what runs code or lies elsewhere, and nobody trusts it: see `trust`.
     """
     objects = handed_over(config, **given)
-    check_trusted(_without(config, objects), str(run), trust=trust)
+    check_trusted(_without(config, objects), where or str(run), trust=trust)
     bench = make_workbench(config, objects)
-    check_same(config.fingerprints, fingerprints(bench), run)
+    check_same(config.fingerprints, fingerprints(bench), where or str(run))
     if reads_data(config.importance):
         load_scores(bench.space, config.importance, run)
     return bench
@@ -223,7 +225,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> None:
+def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path | str) -> None:
     """Refuse to go on with a run whose weights, data or model are not those it began with.
 
     Raises:
@@ -237,8 +239,8 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
     for name in described:
         if before.get(name) != now[name]:
             raise UserError(
-                f"{described[name]} the run {run} began with: its trials would not be comparable with new ones. "
-                f"Restore what was changed (see {run / 'config.toml'}), or start a new run."
+                f"{described[name]} that {run} began with: its trials would not be comparable with new ones. "
+                "Restore what was changed (see config.toml), or start a new run."
             )
 
 

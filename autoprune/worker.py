@@ -54,8 +54,13 @@ def work(
     settings = {name: str(Path(path).expanduser().absolute()) for name, path in own.items() if path is not None}
     joined = Study.join_stored(storage, study, **settings) if storage else Study.join(Path(run or ""), **settings)
     with joined:
-        bench = rebuild_workbench(joined.config, joined.path, trust=trust, **given)
+        bench = rebuild_workbench(joined.config, joined.path, where=joined.where, trust=trust, **given)
         with bench.gauges:
+            bench.gauges.measuring = bench.config.measure_trials == "on"
+            bench.gauges.mend = (
+                "Trials of this search are measured: start workers on machines like the one that it began on, or begin "
+                "a search with --measure-trials off."
+            )
             load_devices(bench, joined.path)
             order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path)
             return len(run_trials(joined, with_prior(bench, joined, progress), order, progress))

@@ -37,6 +37,9 @@ _known: dict[str, Address] = {}
 SQLITE_TIMEOUT_S = 60
 """Wait this long for another process that is writing."""
 
+CONNECT_TIMEOUT_S = 10
+"""Wait this long for a server, where the URL says nothing else."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -105,8 +108,10 @@ class Address:
             sync: what is committed to a file is on the disk when the commit returns.
         """
         if self.path is None:
+            assert self.url is not None
+            connecting = {} if "connect_timeout" in self.url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
             # a connection that was dropped meanwhile is noticed before it is used
-            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600}
+            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600, "connect_args": connecting}
         path = self.path
 
         def connect() -> sqlite3.Connection:

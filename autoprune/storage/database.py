@@ -32,7 +32,7 @@ from autoprune.search_spaces.errors import UserError
 from autoprune.storage import devices, tables
 from autoprune.storage.address import Address
 from autoprune.storage.claims import Claim, Claims, LostClaim
-from autoprune.storage.patience import is_broken, patiently
+from autoprune.storage.patience import is_broken, patiently, said
 from autoprune.storage.presence import Presence
 
 
@@ -224,17 +224,10 @@ def storage_errors(address: Address) -> Iterator[None]:
             raise of_disk from error
         if address.path is None and is_broken(error):
             raise UserError(
-                f"The storage {address.shown} cannot be reached: {_said(error)}. What is stored there stays. Check the "
+                f"The storage {address.shown} cannot be reached: {said(error)}. What is stored there stays. Check the "
                 "server, the name and the password, then go on with the same command."
             ) from None
         raise
-
-
-def _said(error: BaseException) -> str:
-    """What the driver says, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
 
 
 def _open_storage(address: Address, *, writing: bool) -> RDBStorage:
