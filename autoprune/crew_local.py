@@ -48,7 +48,7 @@ class Process:
         if code < 0:
             number = -code
             name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
-            return f"was killed ({name}). Its trial is done by the others. See {self._log}"
+            return f"was killed ({name}). What it has not stored is done by the others. See {self._log}"
         return f"ended with exit code {code}: {self._last_line()} See {self._log}"
 
     def _last_line(self) -> str:

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 from autoprune import stopping
+from autoprune.redaction import without_password
 
 T = TypeVar("T")
 
@@ -61,7 +62,7 @@ def _wait(seconds: float) -> None:
 
 
 def _warn(engine: Engine, error: BaseException) -> None:
-    place = engine.url.set(password=None).render_as_string()
+    place = without_password(engine.url.render_as_string(hide_password=False))
     text = f"The storage {place} does not answer ({said(error)}). Trying again for up to {PATIENCE_S / 60:g} minutes."
     warnings.warn_explicit(StorageWarning(text), None, __file__, 0)  # each time, which `warn` would not
 
@@ -70,7 +71,7 @@ def said(error: BaseException) -> str:
     """What the driver says, in one line."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
+    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".?")
 
 
 def is_broken(error: BaseException) -> bool:
@@ -79,7 +80,8 @@ def is_broken(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, DBAPIError) and cause.connection_invalidated:
             return True
-        if isinstance(cause, OperationalError | InterfaceError):
+        # Optuna goes on in a transaction whose connection broke, which SQLAlchemy calls pending
+        if isinstance(cause, OperationalError | InterfaceError | PendingRollbackError):
             return True
         cause = cause.__cause__
     return False
