@@ -49,7 +49,8 @@ class Process:
             number = -code
             name = signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
             return f"was killed ({name}). What it has not stored is done by the others. See {self._log}"
-        return f"ended with exit code {code}: {self._last_line()} See {self._log}"
+        last = self._last_line().rstrip(".")
+        return f"ended with exit code {code}{f': {last}' if last else ''}. See {self._log}"
 
     def _last_line(self) -> str:
         with suppress(OSError), self._log.open("rb") as file:

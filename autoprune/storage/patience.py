@@ -19,6 +19,9 @@ T = TypeVar("T")
 PATIENCE_S = 300.0
 """A server that does not answer for so long ends the search; what is stored stays."""
 
+TELL_S = 0.5
+"""What is over sooner is not worth a word."""
+
 LONGEST_PAUSE_S = 10.0
 
 SLICE_S = 0.2
@@ -41,14 +44,16 @@ def patiently(engine: Engine, call: Callable[[], T]) -> T:
     """
     if engine.dialect.name == "sqlite":
         return call()
-    start = time.monotonic()
+    start, told = time.monotonic(), False
     for attempt in itertools.count():
         try:
             return call()
         except Exception as error:
-            if not is_broken(error) or time.monotonic() - start > PATIENCE_S:
+            waited = time.monotonic() - start
+            if not is_broken(error) or waited > PATIENCE_S:
                 raise
-            if attempt == 2:  # what is over in a moment is not worth a word
+            if waited > TELL_S and not told:
+                told = True
                 _warn(engine, error)
         _wait(min(0.2 * 2**attempt, LONGEST_PAUSE_S))
     raise AssertionError("unreachable")
