@@ -163,7 +163,8 @@ class FakeRay(SimpleNamespace):
 
     def __init__(self, machines: int = 1, running: bool = False) -> None:
         super().__init__()
-        self.machines, self.running, self.arguments = machines, running, []
+        self.machines, self.running = machines, running
+        self.arguments: list[tuple[Any, ...]] = []
 
     def is_initialized(self) -> bool:
         return self.running
@@ -202,7 +203,7 @@ class FakeRay(SimpleNamespace):
 def test_ray_tasks_that_fail_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: bool) -> None:
     ray, said = FakeRay(running=running), Said()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with Study.create(tmp_path / "r", config()) as study, ray_tasks(study, 2, said) as tasks:  # type: ignore[arg-type]
+    with Study.create(tmp_path / "r", config()) as study, ray_tasks(study, 2, said) as tasks:
         assert ray.running
         with overseen(tasks, said):
             until(lambda: len(said.lines) == 4)
@@ -218,7 +219,7 @@ def test_a_file_is_no_storage_for_a_ray_cluster(tmp_path: Path, monkeypatch: pyt
     with (
         Study.create(tmp_path / "r", config()) as study,
         pytest.raises(UserError, match=r"2 machines.*resume .*r --workers 3"),
-        ray_tasks(study, 2, Said()),  # type: ignore[arg-type]
+        ray_tasks(study, 2, Said()),
     ):
         raise AssertionError
     assert not ray.running

@@ -22,6 +22,7 @@ from autoprune.crew import check_crew
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.storage import Address, Database
+from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 from tests.autoprune.test_controller import SPACE, Stubborn, config, controller, score
@@ -181,7 +182,14 @@ def test_a_worker_names_one_of_several_studies(tmp_path: Path) -> None:
             ap.work(storage=f"sqlite:///{tmp_path / 's.db'}", study=study)
 
 
-def test_a_worker_is_given_one_study() -> None:
+def test_the_environment_names_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path / 'missing.db'}")
+    with pytest.raises(UserError, match=r"missing\.db is missing"):
+        ap.work(study="first")
+
+
+def test_a_worker_is_given_one_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UserError, match="run folder, or --storage"):
         ap.work()
     with pytest.raises(UserError, match="run folder, or --storage"):
