@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from autoprune.data import Data as Data
     from autoprune.data import data_from_loaders as data_from_loaders
     from autoprune.data import load_data as load_data
+    from autoprune.diagnosis import Finding as Finding
+    from autoprune.diagnosis import doctor as doctor
     from autoprune.export import load as load
     from autoprune.finetune import FineTune as FineTune
     from autoprune.front import FrontPoint as FrontPoint
@@ -49,6 +51,8 @@ _HOMES = {
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
     "WorstOf": "autoprune.worst",
+    "Finding": "autoprune.diagnosis",
+    "doctor": "autoprune.diagnosis",
     "data_from_loaders": "autoprune.data",
     "export_point": "autoprune.points",
     "fine_tune": "autoprune.points",

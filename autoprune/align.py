@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from autoprune import stopping
 from autoprune.config import SearchConfig
 from autoprune.measure.device_profile import DeviceProfile
 from autoprune.progress import Progress
@@ -51,14 +52,6 @@ def resolve_align(config: SearchConfig, steps: Mapping[str, int] | None = None) 
     return max((steps or {}).values(), default=DEFAULT)
 
 
-def measured_align(config: SearchConfig, space: SearchSpace, runtimes: Iterable[Runtime], progress: Progress) -> int:
-    """`resolve_align` with `worthwhile_steps`, which are measured where the device profile does not hold them."""
-    if not needs_steps(config):
-        return resolve_align(config)
-    profile = None if config.device_profile is None else DeviceProfile(config.device_profile)
-    return resolve_align(config, worthwhile_steps(space, runtimes, profile, progress))
-
-
 def worthwhile_steps(
     space: SearchSpace, runtimes: Iterable[Runtime], profile: DeviceProfile | None, progress: Progress
 ) -> dict[str, int]:
@@ -86,8 +79,9 @@ def _steps_of(
     kinds = kinds_of(space.ops)
     steps = {} if profile is None else profile.entry(runtime).steps
     missing = [kind for kind in kinds if kind not in steps]
-    if missing:
-        steps.update(find_steps(runtime, missing, progress=progress))
+    for kind in missing:
+        steps.update(find_steps(runtime, [kind], progress=progress))
         if profile is not None:
             profile.save()
+        stopping.check()
     return {kind: steps[kind] for kind in kinds}

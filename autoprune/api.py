@@ -22,47 +22,31 @@ from torch import nn
 import autoprune
 from autoprune.agents import agent_class
 from autoprune.agents.base import Trial
+from autoprune.beginning import begin, discarded_unless_prepared
 from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.crew import check_crew, crew
 from autoprune.data import Data
-from autoprune.files import remove_leftovers
+from autoprune.distributed import check_alone
+from autoprune.documents import usable
 from autoprune.finetune import FineTune
-from autoprune.finish import FORMATS, finish
+from autoprune.finish import FORMATS, REPORT, finish
 from autoprune.finished import FOLDER, Dense, Finished
 from autoprune.front import FrontPoint
 from autoprune.importance import Loss
 from autoprune.models import ModelSource
 from autoprune.precision import device_of
-from autoprune.preparing import (
-    learn_devices,
-    load_devices,
-    prepare,
-    read_hardest_first,
-    save_profile,
-    settle_align,
-    settle_measuring,
-)
+from autoprune.preparing import make_ready, settle_align
 from autoprune.prior import with_prior
 from autoprune.progress import NO_PROGRESS, Progress
-from autoprune.races import check_race
 from autoprune.scores import Score
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.searching import default_sweep, make_seats, run_trials
+from autoprune.searching import default_sweep, run_trials
 from autoprune.statistical import AUDIT, ERROR
 from autoprune.storage import Address
 from autoprune.study import Study, check_new
-from autoprune.trust import new_id, remember
-from autoprune.verifying import forget_verified
-from autoprune.workbench import (
-    HandedOver,
-    Workbench,
-    fingerprints,
-    handed_over,
-    make_workbench,
-    rebuild_workbench,
-    usable_device,
-)
+from autoprune.trust import new_id
+from autoprune.workbench import HandedOver, Workbench, handed_over, rebuild_workbench, usable_device
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -216,6 +200,7 @@ def search(
     """
     path = Path(run)
     check_new(path)
+    check_alone("search")
     if data is None and train is None:
         raise UserError("A search needs data: give `data`, the name of a data set or a `Data`, or the loader `train`.")
     source = ModelSource(model) if isinstance(model, str) else model if isinstance(model, ModelSource) else None
@@ -247,6 +232,7 @@ def search(
         score=score if isinstance(score, str) else FROM_PYTHON,
         importance=importance,
         importance_samples=importance_samples,
+        importance_loss=None if importance_loss is None else FROM_PYTHON,
         recovery=recovery,
         calibration_samples=calibration_samples,
         precision=precision,
@@ -283,24 +269,11 @@ def search(
         test=test,
         example_inputs=example_inputs,
         score=score,
+        importance_loss=importance_loss,
     )
-    bench = settle_align(config, objects, make_workbench(config, objects), progress)
-    with bench.gauges:
-        prepare(bench, importance_loss, progress)
-        uniform = make_seats(bench)[0].agent.uniform()
-        order = read_hardest_first(bench, uniform)
-        if config.bounds == "statistical":
-            check_race(bench.evaluator, order)
-        # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
-        config = replace(
-            bench.config,
-            precision=bench.evaluator.precision,
-            measure_trials=settle_measuring(bench, uniform, progress),
-            fingerprints=fingerprints(bench),
-        )
-        remember(config)  # whoever starts a search trusts it
-        with Study.create(path, config, fill=lambda folder: save_profile(bench, folder, order)) as created:
-            return _go_on(created, replace(bench, config=config), order, workers, executor, progress)
+    begun, bench = begin(path, config, objects, progress)
+    with begun, discarded_unless_prepared(begun):
+        return _go_on(begun, bench, workers, executor, progress)
 
 
 def resume(
@@ -331,48 +304,63 @@ def resume(
     Raises:
         UserError: the folder cannot be used, or weights, data or model are not those the run began with.
     """
+    check_alone("resume")
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     if storage is not None:
         Address.parse(storage)  # its password is known from now on
     with Study.open(Path(run)) as study:
         check_crew(study.config, workers, executor)
-        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
-        with bench.gauges:
-            if measure_latency:
-                learn_devices(bench, progress)
-                bench.gauges.save(study.path)
-                forget_verified(study.path)
-                study.change(readings_from=len(study.trials))
-            else:
-                load_devices(bench, study.path)
-            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), study.path)
-            if trials is not None:
-                study.change(trials=study.config.trials + trials)
-            return _go_on(study, replace(bench, config=study.config), order, workers, executor, progress)
+        bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)
+        return _go_on(study, bench, workers, executor, progress, more=trials or 0, measure_again=measure_latency)
 
 
 def _go_on(
     study: Study,
     bench: Workbench,
-    order: Sequence[int] | None,
     workers: int,
     executor: str,
     progress: Progress,
+    *,
+    more: int = 0,
+    measure_again: bool = False,
 ) -> Result:
-    bench = with_prior(bench, study, progress)
-    study.share()
-    with crew(study, workers, executor, progress):
-        trials = run_trials(study, bench, order, progress)
-    finished = Finished.read(study.path)
-    if finished is None or finished.num_trials != len(trials) or not finished.is_whole():
-        (study.path / FOLDER).mkdir(exist_ok=True)
-        remove_leftovers(study.path / FOLDER)
-        finished = finish(study, bench, progress)
+    bench = settle_align(study, bench, progress)
+    with bench.gauges:
+        order = make_ready(study, bench, progress, measure_again=measure_again)
+        if more:
+            study.change(trials=study.config.trials + more)
+        bench = with_prior(replace(bench, config=study.config), study, progress)
+        study.share()
+        with crew(study, workers, executor, progress):
+            trials = run_trials(study, bench, order, progress)
+        finished = usable(lambda: Finished.read(study.path), progress)
+        if finished is None or finished.num_trials != len(trials) or not _is_whole(finished, study.path, progress):
+            (study.path / FOLDER).mkdir(exist_ok=True)
+            finished = finish(study, bench, progress)
     return Result(
         run=study.path, budget=bench.budget, dense=finished.dense, front=finished.points, trials=tuple(trials)
     )
 
 
+def _is_whole(finished: Finished, run: Path, progress: Progress) -> bool:
+    damage = finished.damage(run)
+    if not (run / REPORT).is_file():
+        damage[run / REPORT] = "is missing"
+    for path, why in damage.items():
+        progress.say(f"{path} {why}: the points are finished again.")
+    return not damage
+
+
 def _budget(budget: Budget | str | Iterable[str]) -> Budget:
-    return budget if isinstance(budget, Budget) else Budget.parse(budget)
+    if isinstance(budget, Budget):
+        return budget
+    if not isinstance(budget, str):
+        limits = list(budget) if isinstance(budget, Iterable) else [budget]
+        if not all(isinstance(limit, str) for limit in limits):
+            raise UserError(
+                f"A budget is a limit or a list of limits, for example 'macs=0.5x' or ['macs=0.5x', 'latency=8ms'], "
+                f"but got {budget!r}."
+            )
+        budget = limits
+    return Budget.parse(budget)

@@ -21,18 +21,18 @@ Source: Knuth & Moore 1975, "An analysis of alpha-beta pruning"; dropping a mode
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoprune.agents.base import Trial
-from autoprune.files import atomic_write, read_json
-from autoprune.search_spaces.errors import UserError
+from autoprune.documents import parsing, read_document, write_document
 
 ORDER = Path("profile") / "order.json"
 """Where a run folder keeps the order in which samples are evaluated."""
+
+FORMAT = 1
 
 BOUNDS = ("exact", "statistical", "off")
 
@@ -103,23 +103,15 @@ def _score(trial: Trial) -> float:
 
 def save_order(folder: Path, order: Sequence[int]) -> None:
     """Write the order of samples into the run folder `folder`, atomically."""
-    (folder / ORDER).parent.mkdir(exist_ok=True)
-    atomic_write(folder / ORDER, json.dumps({"order": list(order)}) + "\n")
+    write_document(folder / ORDER, FORMAT, {"order": list(order)})
 
 
-def load_order(run: Path) -> list[int] | None:
-    """Read the order that the run folder `run` keeps; None where it keeps none.
+def load_order(run: Path) -> list[int]:
+    """Read the order that the run folder `run` keeps.
 
     Raises:
-        UserError: the file is damaged.
+        Damaged: it keeps none, or one that cannot be read.
     """
-    path = run / ORDER
-    if not path.is_file():
-        return None
-    try:
-        order = [int(number) for number in read_json(path)["order"]]
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is damaged ({error!r}). Delete it: it is made again.") from None
-    return order
+    content = read_document(run / ORDER, FORMAT)
+    with parsing(run / ORDER):
+        return [int(number) for number in content["order"]]

@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, in one file that is whole or absent.
+"""The state of a training between two steps, in one file that is whole or absent.
 
 The file is what `torch.save` writes, behind a SHA-256 digest of it (torch does not notice a flipped bit in a tensor).
 It is read back with ``weights_only=True``: no code is run.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from autoprune.documents import Damaged, Newer, parsing
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
+"""Format 1 was written after whole epochs only, and has no state within one."""
+
+EVERY_S = 60.0
+"""Seconds after which a training writes its state, besides after every epoch: what a kill can cost."""
+
+MAX_SHARE = 0.05
+"""Of the time, at most, is spent on that: where writing takes more than 3 seconds, it is done less often."""
+
 _MAGIC = b"autoprune training\n"
 _DELETE = "Delete it to train from the beginning, or name another file."
+
+
+class Keeper:
+    """Writes the state of one training, from time to time or when told to."""
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self._path, self._identity = path, identity
+        self._next = time.monotonic() + EVERY_S
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it was written long enough ago."""
+        return time.monotonic() >= self._next
+
+    def write(self, state: Mapping[str, Any]) -> None:
+        """Write `state`; see `write_checkpoint`."""
+        start = time.monotonic()
+        write_checkpoint(self._path, self._identity, state)
+        end = time.monotonic()
+        self._next = end + max(EVERY_S, (end - start) / MAX_SHARE)
 
 
 def write_checkpoint(path: Path, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -57,19 +88,17 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         return None
     except OSError as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
-    start = len(_MAGIC) + hashlib.sha256().digest_size
-    digest, payload = content[len(_MAGIC) : start], content[start:]
-    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
-        raise UserError(f"{path} is not a whole checkpoint of autoprune. {_DELETE}")
+    payload = _payload(path, content)
     try:
-        saved = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        saved: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
             raise TypeError("it holds no state of a training")
     except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
-    if saved["format"] != FORMAT:
+    if saved["format"] not in READS:
         raise UserError(
-            f"The checkpoint {path} has format {saved['format']!r}, but this version reads {FORMAT}. {_DELETE}"
+            f"The checkpoint {path} has format {saved['format']!r}, but this version reads up to {FORMAT}: go on with "
+            f"the version that wrote it. {_DELETE}"
         )
     other = [
         f"{name} was {saved['identity'].get(name)!r}, is now {identity.get(name)!r}"
@@ -83,6 +112,29 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         )
     state: dict[str, Any] = saved["state"]
     return state
+
+
+def check_checkpoint(path: Path) -> None:
+    """Refuse a file that is no whole checkpoint, of whatever training.
+
+    Raises:
+        Damaged: it is torn or altered.
+        Newer: it is of a format to come.
+    """
+    payload = _payload(path, path.read_bytes())
+    with parsing(path):
+        version = int(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)["format"])
+    if version > FORMAT:
+        raise Newer(path, version, FORMAT)
+
+
+def _payload(path: Path, content: bytes) -> bytes:
+    """What `torch.save` wrote, if it is whole."""
+    start = len(_MAGIC) + hashlib.sha256().digest_size
+    digest, payload = content[len(_MAGIC) : start], content[start:]
+    if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
+        raise Damaged(path, "it is not a whole checkpoint of autoprune", _DELETE)
+    return payload
 
 
 def shapes_digest(model: nn.Module) -> str:

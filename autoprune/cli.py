@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from autoprune import cli_models, cli_worker
+from autoprune import cli_doctor, cli_models, cli_worker
 from autoprune import cli_options as options
 from autoprune.cli_errors import guarded
 
@@ -26,6 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_models.app)
+app.add_typer(cli_doctor.app)
 app.add_typer(cli_worker.app)
 
 
@@ -284,16 +285,22 @@ def finetune(
     json: options.Json = False,
     debug: options.Debug = False,
 ) -> None:
-    """Fine-tune one point of the front, the dense model as teacher, and export it again in its place."""
+    """Fine-tune one point of the front, the dense model as teacher, and export it again in its place.
+
+    In several processes: torchrun --nproc-per-node 2 -m autoprune finetune ...
+    """
     from autoprune import points
+    from autoprune.distributed import joined
     from autoprune.progress import RichProgress
     from autoprune.search_spaces.errors import UserError
 
-    settings = _fine_tune(epochs, finetune_arg)
-    if settings is None:
-        raise UserError(f"Fine-tuning takes at least 1 epoch, but got {epochs}. Set --epochs.")
-    points.fine_tune(run, settings, point=point, trust=trust, progress=RichProgress())
-    _shown(run, json)
+    with joined() as team:
+        settings = _fine_tune(epochs, finetune_arg)
+        if settings is None:
+            raise UserError(f"Fine-tuning takes at least 1 epoch, but got {epochs}. Set --epochs.")
+        points.fine_tune(run, settings, point=point, trust=trust, progress=RichProgress())
+    if team.is_main:
+        _shown(run, json)
 
 
 @app.command(epilog="Example: [b]autoprune export runs/first --point 2 --format onnx --out small.onnx[/]")

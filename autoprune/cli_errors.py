@@ -36,12 +36,16 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = lambda message, *rest, **more: errors.print(f"warning: {message}", markup=False)
+                if command.__name__ != "finetune":
+                    _check_alone(f"autoprune {command.__name__}")
                 with stopping.listening(stopping.GRACE_S if command.__name__ in KEEPS else 0):
                     command(*args, **kwargs)
         except KeyboardInterrupt as stopped:
             with suppress(OSError):  # where stderr is a file on a full disk, or a terminal that was closed
                 errors.print(_stopped(command.__name__, kwargs.get("run")), markup=False, soft_wrap=True)
             raise typer.Exit(stopping.exit_code(stopped)) from None
+        except typer.Exit:
+            raise  # with a code that the command chose
         except BrokenPipeError:
             raise  # `autoprune show ... | head`: Typer ends quietly
         except Exception as error:
@@ -65,6 +69,8 @@ def _load_torch() -> None:
 
     if "torch" in sys.modules or threading.current_thread() is not threading.main_thread():
         return
+    if "RANK" in os.environ:  # under torchrun; torch warns of what `training.together` asks for on purpose
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     before = signal.getsignal(signal.SIGINT)
     if before is signal.SIG_IGN:  # started in the background of a shell: Ctrl-C is not for us
         return
@@ -73,6 +79,12 @@ def _load_torch() -> None:
         import torch  # noqa: F401
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _check_alone(command: str) -> None:
+    from autoprune.distributed import check_alone
+
+    check_alone(command)
 
 
 def _explained(error: Exception, go_on: str) -> tuple[str, int]:

@@ -41,7 +41,7 @@ MEASURE_TRIALS = ("auto", "on", "off")
 
 # How the file is laid out: table -> fields of SearchConfig. Fields that are None are left out of the file.
 _TABLES: dict[str, tuple[str, ...]] = {
-    "run": ("format", "id", "storage", "study", "versions", "fingerprints"),
+    "run": ("format", "id", "prepared", "storage", "study", "versions", "fingerprints"),
     "model": ("model", "model_args", "weights", "device"),
     "data": ("data", "data_root", "search_size", "batch_size"),
     "search": ("budget", "align", "agent", "agent_options", "prior", "trials", "seed", "aim", "sweep"),
@@ -49,6 +49,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
         "score",
         "importance",
         "importance_samples",
+        "importance_loss",
         "recovery",
         "calibration_samples",
         "precision",
@@ -106,6 +107,7 @@ class SearchConfig:
         score: ``accuracy``, ``top5``, ``kl``, ``package.module:function``, or `FROM_PYTHON` for a function.
         importance: criterion that ranks the units.
         importance_samples: training samples that it reads, where it reads data.
+        importance_loss: `FROM_PYTHON` where a function was handed over for it; None for cross entropy.
         recovery: what is done to a cut network before it is scored, see `recovery.ladder.RUNGS`.
         calibration_samples: training samples that recovery reads.
         bounds: ``exact`` stops candidates that cannot join the front any more, ``statistical`` also those that very
@@ -130,7 +132,10 @@ class SearchConfig:
         formats: what each point is exported to beside the folder itself.
         storage: URL of the server that holds the trials, without password; None: ``study.db`` in the run folder.
         study: name of the study there.
-        fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused.
+        prepared: whether all that comes before the first trial is done: what ``auto`` stood for is settled, and
+            ``profile/`` holds what was measured.
+        fingerprints: digests of ``space``, ``weights`` and ``data``; resuming with others is refused. Of scores that
+            an importance found in data, ``importance``: found again, they must be the same.
         versions: of autoprune and torch when the run was made.
         format: of the run folder.
         id: random name of the run, by which its user is remembered (see `trust`); None in runs of older releases.
@@ -156,6 +161,7 @@ class SearchConfig:
     score: str = "accuracy"
     importance: str = "l2"
     importance_samples: int = 1024
+    importance_loss: str | None = None
     recovery: str = "compensate"
     calibration_samples: int = 2000
     precision: str = "auto"
@@ -180,6 +186,7 @@ class SearchConfig:
     formats: tuple[str, ...] = ()
     storage: str | None = None
     study: str | None = None
+    prepared: bool = True
     fingerprints: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format: int = FORMAT
@@ -271,6 +278,11 @@ class SearchConfig:
         found = tables["run"].get("format") if isinstance(tables.get("run"), dict) else None
         if found is None:
             raise UserError(f"{path} is damaged: it names no run format. Restore the file, or start a new run.")
+        if isinstance(found, int) and found > FORMAT:
+            raise UserError(
+                f"{folder} was written by a newer autoprune (run format {found}, this one reads {FORMAT}). Install "
+                "that autoprune to go on with it."
+            )
         if found != FORMAT:
             raise UserError(
                 f"{folder} was made by another version of autoprune (run format {found!r}, this one reads {FORMAT}). "
@@ -299,6 +311,8 @@ class SearchConfig:
             return cls(**values)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
+        except TypeError as error:
+            raise UserError(f"{path} is damaged: {error}. Mend that setting, or restore the file.") from None
 
 
 def _read_arguments(texts: tuple[str, ...], path: Path) -> dict[str, Any]:

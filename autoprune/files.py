@@ -1,14 +1,19 @@
 """Files that are whole or absent, never half: write to a temporary name beside the target, fsync, rename.
 
-A process killed at any moment leaves the old file, the new file, or a stray ``.NAME.PID.tmp`` that nothing reads;
+A process killed at any moment leaves the old file, the new file, or a stray ``.NAME.HOST-PID.tmp`` that nothing reads;
 `remove_leftovers` sweeps those up.
 """
 
 from __future__ import annotations
 
+import glob
+import itertools
 import json
 import os
+import re
 import shutil
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -49,8 +54,9 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             may read "absent" as "to be made again". False: OSError where a folder that is not empty is there.
     """
     temporary = _temporary(path)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(temporary)
+    for other in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):  # of one that was killed
+        if _TEMPORARY.fullmatch(other.name) and _is_left(other):
+            shutil.rmtree(other, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -101,17 +107,69 @@ def check_links(folder: Path) -> None:
                 )
 
 
+def leftovers(folder: Path) -> list[Path]:
+    """Temporary files and folders anywhere in `folder` whose process is no more.
+
+    Of a process on another machine, which may share the disk, it is told by the age: two days.
+    """
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        stray = [name for name in folders + files if _TEMPORARY.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in stray]
+        found += [Path(place) / name for name in sorted(stray) if _is_left(Path(place) / name)]
+    return found
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files and folders that killed processes left directly in `folder`."""
-    for leftover in folder.glob(".*.tmp"):
-        if leftover.is_dir():
+    """Delete the `leftovers` of `folder`."""
+    for leftover in leftovers(folder):
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
-            leftover.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                leftover.unlink()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file or folder to ``NAME.damaged``, or ``NAME.damaged-2`` ..., and return what it is called now."""
+    names = (f"{path.name}.damaged" + (f"-{number}" if number > 1 else "") for number in itertools.count(1))
+    target = next(path.with_name(name) for name in names if not os.path.lexists(path.with_name(name)))
+    path.rename(target)
+    return target
+
+
+_TEMPORARY = re.compile(r"\..+\.(?:(?P<host>[\w-]+)-)?(?P<pid>\d+)\.tmp")
+"""What `_temporary` makes; without the machine, what it once made."""
+
+_OLD = 2 * 86_400
+"""Seconds."""
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+
+
+def _host() -> str:
+    return re.sub(r"[^\w-]", "_", socket.gethostname()) or "localhost"
+
+
+def _is_left(path: Path) -> bool:
+    name = _TEMPORARY.fullmatch(path.name)
+    assert name is not None
+    if name["host"] not in (None, _host()):
+        with suppress(OSError):
+            return time.time() - path.lstat().st_mtime > _OLD
+        return False
+    process = int(name["pid"])
+    if process == os.getpid():  # an earlier one of this number: this one is not writing while it sweeps
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from torch import nn
 from autoprune import stopping
 from autoprune.card import card
 from autoprune.data.base import batch_size_of
+from autoprune.distributed import ALONE, Team
+from autoprune.documents import parsing, read_document, write_document
 from autoprune.evaluate import EvaluationFailed, Evaluator
 from autoprune.export import export_folder, export_onnx, export_program
 from autoprune.failures import describe_error
-from autoprune.files import read_json, write_json
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finished import FILE, FOLDER, Dense, Finished
 from autoprune.front import FrontPoint, choose, front
@@ -38,6 +40,8 @@ from autoprune.verifying import verified
 from autoprune.workbench import Workbench
 
 REPORT = "report.html"
+
+RECIPE_FORMAT = 1
 
 FORMATS = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 """What a point can be exported to beside its folder, and the name of the file."""
@@ -115,9 +119,12 @@ def tune(
     settings: FineTune | None,
     progress: Progress,
     description: str,
+    team: Team = ALONE,
 ) -> tuple[FrontPoint, nn.Module]:
     """Build the subnet of a point and repair it, score it on the test split, fine-tune it where `settings` are given,
     score again.
+
+    In a `team`, process 0 does all this while the others `assist`.
 
     Returns:
         The point with its scores, and the finished network.
@@ -137,6 +144,7 @@ def tune(
             settings,
             teacher=bench.space.model,
             seed=bench.config.seed,
+            team=team,
             checkpoint=checkpoint,
             progress=progress,
             description=description,
@@ -168,6 +176,13 @@ def tune(
     return point, tuned
 
 
+def assist(point: FrontPoint, bench: Workbench, settings: FineTune, team: Team) -> None:
+    """What the other processes do of `tune`: train with process 0, which gives the weights; nothing is written."""
+    model = bench.evaluator.subnet(point.candidate)
+    with suppress(FineTuneFailed):  # on all alike, and process 0 makes the best of it
+        finetune(model, bench.data, settings, teacher=bench.space.model, seed=bench.config.seed, team=team)
+
+
 def _repaired(
     point: FrontPoint, evaluator: Evaluator, progress: Progress = NO_PROGRESS
 ) -> tuple[FrontPoint, nn.Module]:
@@ -196,16 +211,28 @@ def _repaired(
 
 def own_recipe(run: Path, trial: int) -> FineTune | None:
     """Settings that this trial's subnet was fine-tuned with by hand; a new front takes them instead of the run's."""
-    path = _recipe_path(run, trial)
-    return FineTune.from_dict(read_json(path)) if path.is_file() else None
+    path = recipe_path(run, trial)
+    return read_recipe(path) if path.is_file() else None
+
+
+def read_recipe(path: Path) -> FineTune:
+    """Read what `keep_recipe` wrote.
+
+    Raises:
+        Damaged: somebody chose these settings, so they are not made again.
+    """
+    content = read_document(path, RECIPE_FORMAT)
+    with parsing(path):
+        return FineTune.from_dict(content)
 
 
 def keep_recipe(run: Path, trial: int, settings: FineTune) -> None:
     """Remember a fine-tuning by hand beside its checkpoint, which gives its weights again without training."""
-    write_json(_recipe_path(run, trial), settings.to_dict())
+    write_document(recipe_path(run, trial), RECIPE_FORMAT, settings.to_dict())
 
 
-def _recipe_path(run: Path, trial: int) -> Path:
+def recipe_path(run: Path, trial: int) -> Path:
+    """Where `keep_recipe` writes."""
     return run / "finetune" / str(trial) / "recipe.json"
 
 

@@ -14,10 +14,11 @@ from types import TracebackType
 
 from torch import nn
 
+from autoprune import stopping
 from autoprune.agents.base import Reading
 from autoprune.config import SearchConfig
+from autoprune.documents import Unreadable, parsing, read_document, usable, write_document
 from autoprune.export_graph import with_batch
-from autoprune.files import read_json, write_json
 from autoprune.front import Measured
 from autoprune.gauge import Gauge, cost_model, held, measured_cost
 from autoprune.latency import LatencyModel
@@ -33,6 +34,8 @@ FOLDER = Path("profile") / "latency"
 """Where a run folder keeps what its gauges have learnt, one file for each."""
 
 WATTS = "watts.json"
+
+FORMAT = 1
 
 
 class Gauges:
@@ -67,10 +70,17 @@ class Gauges:
         for gauge in self.gauges:
             gauge.close()
 
-    def learn_devices(self, space: SearchSpace, config: SearchConfig, progress: Progress) -> None:
-        """Measure what the models need, or take it from the device profile."""
-        profile = None if config.device_profile is None else DeviceProfile(config.device_profile)
-        for gauge in self.budgeted:
+    def learn_devices(
+        self,
+        gauges: Iterable[Gauge],
+        space: SearchSpace,
+        config: SearchConfig,
+        run: Path,
+        profile: DeviceProfile,
+        progress: Progress,
+    ) -> None:
+        """Measure what the models of some gauges need, as far as the profile does not hold it; write each to `run`."""
+        for gauge in gauges:
             gauge.model = LatencyModel.measure(
                 space,
                 gauge.stopwatch,
@@ -83,6 +93,8 @@ class Gauges:
             if gauge.metered:
                 dense = gauge.stopwatch.measure({})["dense"]
                 gauge.watts = (dense.energy_mj or 0.0) / dense.ms
+            self.save(run)
+            stopping.check()
 
     def slowdown(self, cost: str) -> float:
         """How much longer the dense network takes now than when the models were made, by `recheck`; at least 1."""
@@ -102,39 +114,41 @@ class Gauges:
 
     def save(self, run: Path) -> None:
         """Write what was learnt before the first trial into a run folder."""
-        for gauge in self.budgeted:
-            path = run / FOLDER / f"{gauge.name}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            gauge.predictor.save(path)
-        watts = {gauge.name: gauge.watts for gauge in self.budgeted if gauge.metered}
+        learnt = [gauge for gauge in self.budgeted if gauge.model is not None]
+        watts = {gauge.name: gauge.watts for gauge in learnt if gauge.metered}
         if watts:
-            write_json(run / FOLDER / WATTS, watts)
+            write_document(run / FOLDER / WATTS, FORMAT, watts)
+        for gauge in learnt:
+            gauge.predictor.save(run / FOLDER / f"{gauge.name}.json")
 
-    def load(self, space: SearchSpace, run: Path) -> None:
-        """Read what `save` wrote.
+    def load(self, space: SearchSpace, run: Path, progress: Progress) -> list[Gauge]:
+        """Read what `save` wrote; return the gauges of which it is missing or damaged.
 
         Raises:
-            UserError: it is missing, damaged, or of another device.
+            UserError: it is of another device or network, or written by a newer release.
         """
+        loads = [(gauge, partial(self._load, gauge, space, run)) for gauge in self.budgeted]
+        return [gauge for gauge, load in loads if usable(load, progress, "it is measured again") is None]
+
+    def _load(self, gauge: Gauge, space: SearchSpace, run: Path) -> LatencyModel:
         again = f"Measure again on this device: autoprune resume {run} --measure-latency."
-        for gauge in self.budgeted:
-            path = run / FOLDER / f"{gauge.name}.json"
-            if not path.is_file():
-                raise UserError(f"The budget limits latency, but {run} holds no latency model ({path.name}). {again}")
-            try:
-                gauge.model = LatencyModel.load(path, space)
-            except UserError as error:
-                raise UserError(f"{error} {again}") from None
-            if self.measuring and gauge.model.runtime != gauge.runtime.describe():
-                raise UserError(
-                    f"{path.name} was measured on {gauge.model.runtime}, this is {gauge.runtime.describe()}. "
-                    f"{self.mend or again}"
-                )
-            if gauge.metered:
-                watts = read_json(run / FOLDER / WATTS)
-                if gauge.name not in watts:
-                    raise UserError(f"{run / FOLDER / WATTS} knows nothing of {gauge.name}. {again}")
+        path = run / FOLDER / f"{gauge.name}.json"
+        try:
+            model = LatencyModel.load(path, space)
+        except Unreadable:
+            raise
+        except UserError as error:
+            raise UserError(f"{error} {again}") from None
+        if self.measuring and model.runtime != gauge.runtime.describe():
+            raise UserError(
+                f"{path.name} was measured on {model.runtime}, this is {gauge.runtime.describe()}. {self.mend or again}"
+            )
+        if gauge.metered:
+            watts = read_document(run / FOLDER / WATTS, FORMAT)
+            with parsing(run / FOLDER / WATTS):
                 gauge.watts = float(watts[gauge.name])
+        gauge.model = model
+        return model
 
     def add_costs(self, space: SearchSpace, confidence: float) -> None:
         """Let the space tell the costs: upper ends of prediction intervals, which move as the models learn."""

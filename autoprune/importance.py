@@ -8,6 +8,7 @@ computed again from the dense weights, which a resumed run must find unchanged.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,16 +17,20 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
+from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data
+from autoprune.documents import Damaged, parsing, read_document, write_document
 from autoprune.failures import describe_error
-from autoprune.files import read_json, write_json
 from autoprune.memory import Halving, smallest_batch
 from autoprune.precision import device_of
+from autoprune.progress import Progress
 from autoprune.running import check_targets, logits_of, private_random
 from autoprune.search_spaces import CRITERIA, SearchSpace, UserError
 
 SCORES_FILE = Path("profile") / "importance.json"
 """Where a run folder keeps the scores of a criterion that read data."""
+
+FORMAT = 1
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 """(output of the model, targets) -> mean loss over the batch."""
@@ -97,31 +102,65 @@ def save_scores(space: SearchSpace, importance: str, folder: Path, *, num_sample
         "space": space.fingerprint,
         "scores": {group.name: array.tolist() for group, array in zip(space.groups, scores, strict=True)},
     }
-    (folder / SCORES_FILE).parent.mkdir(exist_ok=True)
-    write_json(folder / SCORES_FILE, content)
+    write_document(folder / SCORES_FILE, FORMAT, content)
 
 
 def load_scores(space: SearchSpace, importance: str, run: Path) -> None:
     """Rank the units of `space` by the scores that the run folder `run` keeps.
 
     Raises:
-        UserError: there are none, they are damaged, or of another model or criterion.
+        Damaged: there are none, or they cannot be read.
+        UserError: they are of another model or criterion.
     """
     path = run / SCORES_FILE
-    if not path.is_file():
-        raise UserError(
-            f"The run ranks units by {importance!r}, but {run} holds no scores ({SCORES_FILE}). Restore the file, or "
-            "start a new run: scores computed again need not be the same."
-        )
-    content = read_json(path)
-    try:
+    content = read_document(path, FORMAT)
+    with parsing(path):
         same = content["importance"] == importance and content["space"] == space.fingerprint
-        scores = [np.array(content["scores"][group.name], np.float64) for group in space.groups]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error!r}). Restore the file, or start a new run.") from None
+        scores = [np.array(content["scores"][group.name], np.float64) for group in space.groups] if same else []
     if not same:
         raise UserError(f"{path} holds scores of another model or criterion. Restore the file, or start a new run.")
-    try:
+    with parsing(path):
         space.use_scores(importance, scores)
-    except UserError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def scores_digest(space: SearchSpace, importance: str) -> str:
+    """Hex digest of the scores: found again, they must be the same."""
+    digest = hashlib.sha256()
+    for array in space.unit_scores(importance):
+        digest.update(np.ascontiguousarray(array, np.float64).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def rank_units(
+    space: SearchSpace, data: Data, config: SearchConfig, run: Path, *, loss: Loss | None, progress: Progress
+) -> None:
+    """Rank by the scores that the run folder `run` keeps, or by new ones, which it then keeps.
+
+    Raises:
+        UserError: scores that trials were made with are lost, and new ones are not, or may not be, the same.
+    """
+    importance, path = config.importance, run / SCORES_FILE
+    before = config.fingerprints.get("importance")
+    try:
+        load_scores(space, importance, run)
+        return
+    except Damaged as error:
+        if config.prepared and before is None:
+            raise UserError(
+                f"{path} {error.why}. Restore it from a copy, or start a new run: scores computed again need not be "
+                "the same."
+            ) from None
+        if config.prepared or path.exists():
+            progress.say(f"{path} {error.why}: the units are scored again.")
+    if config.importance_loss == FROM_PYTHON and loss is None:
+        raise UserError(
+            "The importance of this run was asked for with a loss from Python, which no file can hold. Go on from "
+            "Python and hand it over again: autoprune.resume(run, importance_loss=...)."
+        )
+    collect(space, importance, data, num_samples=config.importance_samples, loss=loss, seed=config.seed)
+    if before not in (None, scores_digest(space, importance)):
+        raise UserError(
+            f"{path} cannot be used, and the scores computed again are not those that the trials were made with (it "
+            "may be another release of torch, or another device). Restore it from a copy, or start a new run."
+        )
+    save_scores(space, importance, run, num_samples=config.importance_samples)

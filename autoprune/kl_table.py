@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression
 
-from autoprune.files import read_json, write_json
+from autoprune.documents import parsing, read_document, write_document
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate, FloatArray, Group
 
@@ -100,20 +100,18 @@ class KLTable:
             name: {str(units[level]): value if math.isfinite(value) else None for level, value in values.items()}
             for name, units, values in zip(self.groups, self.levels, self.measured, strict=True)
         }
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, {"format": FORMAT, **{name: getattr(self, name) for name in names}, "measured": measured})
+        write_document(path, FORMAT, {**{name: getattr(self, name) for name in names}, "measured": measured})
 
     @classmethod
     def load(cls, path: Path) -> KLTable:
         """Read a table.
 
         Raises:
-            UserError: it is missing, damaged, or of another format.
+            Damaged: it is missing, or cannot be read.
+            Newer: it is of a format to come.
         """
-        content = read_json(path)
-        try:
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']!r}")
+        content = read_document(path, FORMAT)
+        with parsing(path):
             levels = tuple(tuple(map(int, units)) for units in content["levels"])
             groups = tuple(map(str, content["groups"]))
             measured = tuple(
@@ -133,10 +131,6 @@ class KLTable:
                 settings=dict(content["settings"]),
                 fingerprint=str(content["fingerprint"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path} is no KL table of this version, or damaged ({error!r}). Delete it, and it is measured again."
-            ) from None
 
     @cached_property
     def _matrix(self) -> FloatArray:

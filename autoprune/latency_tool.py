@@ -71,7 +71,7 @@ def profile_latency(
         raise UserError(f"`align` must be a whole number of at least 1, or 'auto', but got {align!r}.")
     cuts = tuple(sorted(set(cuts)))
     runtime = make_runtime(runtime, threads=threads, device=device) if isinstance(runtime, str) else runtime
-    known = None if device_profile is None else DeviceProfile(device_profile)
+    known = None if device_profile is None else DeviceProfile(device_profile, progress=progress)
     _check_runs(model, inputs)
     space, refusal = _traced(model, inputs, DEFAULT if align == "auto" else align)
     if space is not None and align == "auto":

@@ -46,7 +46,7 @@ def load(
         hint = f" Its front does: {', '.join(str(path.parent) for path in inner)}." if inner else ""
         raise UserError(f"{folder} does not hold an exported model: there is no {ARCHITECTURE} in it.{hint}")
     architecture = Architecture.read(folder)
-    tensors = _read_tensors(folder / WEIGHTS, architecture)
+    tensors = read_tensors(folder / WEIGHTS, architecture)
     dense = _dense(folder, architecture, model, trust)
     try:
         loaded = _with_tensors(dense, architecture, tensors)
@@ -60,7 +60,12 @@ class _MismatchError(Exception):
     """The folder and the dense model disagree."""
 
 
-def _read_tensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+def read_tensors(path: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """Read the weights that `architecture` describes.
+
+    Raises:
+        UserError: they are missing, damaged, or of another model.
+    """
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -92,6 +92,23 @@ class FolderLock:
         self.release()
 
 
+def used_by(folder: Path) -> str | None:
+    """Number of the process that holds `folder`, "unknown" where it does not say; None where none does."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
+
+
 def _close_in_child() -> None:
     # A forked data-loading worker inherits the descriptor and would hold the lock after its parent was killed.
     for descriptor in _held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -13,9 +14,10 @@ from torch import nn
 
 from autoprune.architecture import Architecture
 from autoprune.config import SearchConfig
+from autoprune.distributed import Team, joined
 from autoprune.files import atomic_folder
 from autoprune.finetune import FineTune
-from autoprune.finish import FORMATS, export, keep_recipe, report, tune, write_format
+from autoprune.finish import FORMATS, assist, export, keep_recipe, report, tune, write_format
 from autoprune.finished import FOLDER, Finished
 from autoprune.front import FrontPoint
 from autoprune.loading import load
@@ -46,6 +48,9 @@ def fine_tune(
 
     A result that is worse on the search split does not replace the point.
 
+    Under torchrun every process makes this call and trains its part of each batch. Process 0 alone writes to the run,
+    reports and raises; where it fails, the others end.
+
     Args:
         run: the run folder.
         settings: how; the dense model is the teacher.
@@ -56,12 +61,33 @@ def fine_tune(
     Raises:
         UserError: the run is not finished, or has no such point.
     """
-    with Study.open(Path(run)) as study:
+    with joined() as team:
+        path = Path(run)
+        if team.is_main:
+            tuned = _fine_tuned(path, settings, point, progress, team, trust=trust, **given)
+            team.share(json.dumps(tuned.to_dict()))
+            return tuned
+        finished, bench = _finished(path), rebuild_workbench(SearchConfig.read(path), path, trust=trust, **given)
+        assist(finished.points[point_index(finished, point)], bench, settings, team)
+        return FrontPoint.from_dict(json.loads(team.share(None)))
+
+
+def _fine_tuned(
+    run: Path,
+    settings: FineTune,
+    point: int | str,
+    progress: Progress,
+    team: Team,
+    *,
+    trust: bool,
+    **given: Unpack[HandedOver],
+) -> FrontPoint:
+    with Study.open(run) as study:
         finished = _finished(study.path)
         index = point_index(finished, point)
-        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
+        bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)
         what = f"Fine-tuning point {index}"
-        tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what)
+        tuned, network = tune(finished.points[index], study.path, bench, settings, progress, what, team)
         if settings.epochs and tuned.recipe is None:
             raise UserError(f"Fine-tuning point {index} failed, for the reason above: it stays as it was.")
         before, after = final_score(finished.points[index]), final_score(tuned)

@@ -1,99 +1,184 @@
-"""Before the first trial: find out that a search can work, and measure what is the same for all of its trials."""
+"""Before the first trial: find out that a search can work, and measure what is the same for all of its trials.
+
+`check` is cheap and comes before there is a run folder. The rest goes step by step: each looks into the run folder
+first, and stores there what it had to find out, long ones piece by piece. So a search that is killed goes on in the
+middle of any of them, and one that is resumed later does nothing but read.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from autoprune.align import measured_align
+from autoprune import stopping
+from autoprune.align import needs_steps, resolve_align, worthwhile_steps
 from autoprune.bounds import ORDER, load_order, save_order
 from autoprune.config import SearchConfig
-from autoprune.failures import describe_error
-from autoprune.importance import Loss, collect, describe_importance, reads_data, save_scores
+from autoprune.documents import usable
+from autoprune.failures import describe_error, disk_error
+from autoprune.importance import describe_importance, rank_units, reads_data, scores_digest
 from autoprune.keeping import TRIALS, Keeper
+from autoprune.measure.device_profile import DeviceProfile
 from autoprune.measure.race import TooNoisy
 from autoprune.progress import Progress
+from autoprune.races import check_race
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.types import Candidate
+from autoprune.searching import make_seats
+from autoprune.study import Study
 from autoprune.tables import format_score
-from autoprune.workbench import Objects, Workbench, make_workbench
+from autoprune.verifying import forget_verified
+from autoprune.workbench import Workbench, fingerprints, make_workbench
+
+DEVICE = Path("profile") / "device.json"
+"""What a run folder keeps of devices while they are measured, where no file for several searches was named."""
 
 
-def prepare(bench: Workbench, loss: Loss | None, progress: Progress) -> Workbench:
-    """Find out that the search can work, the cheapest check first; measure the devices where that is needed."""
-    others = tuple(limit for limit in bench.budget.limits if limit.cost not in bench.gauges.costs)
-    if others:
-        _check_tightest(bench, Budget(others))  # before minutes are spent on a device
+def check(bench: Workbench, progress: Progress) -> None:
+    """Find out that the search can work, the cheapest check first, as far as nothing has to be measured for it."""
+    unmeasured = tuple(limit for limit in bench.budget.limits if limit.cost not in bench.gauges.costs)
+    if unmeasured:
+        _check_tightest(bench, Budget(unmeasured))
+    budget = Budget(unmeasured) if unmeasured else Budget.parse("macs=1x")
+    make_seats(replace(bench, budget=budget, config=replace(bench.config, sweep=(1.0,))))  # options of the agent
     score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
     unweighted = bench.source is not None and bench.source.weights is None
     progress.say(
         f"The dense model scores {format_score(bench.config.score, score_dense)} on the search split"
         + (", with the weights its constructor gave it: none were named." if unweighted else ".")
     )
-    config = bench.config
-    if reads_data(config.importance):
-        collect(
-            bench.space, config.importance, bench.data,
-            num_samples=config.importance_samples, loss=loss, seed=config.seed,
-        )  # fmt: skip
-        progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
-    if len(others) < len(bench.budget.limits):
-        learn_devices(bench, progress)
-        _check_tightest(bench, bench.budget)
+
+
+def settle_align(study: Study, bench: Workbench, progress: Progress) -> Workbench:
+    """The workbench with levels in multiples of the runtime's channel step, where ``auto`` leaves that open."""
+    if study.config.align != "auto":
+        return bench
+    steps = {}
+    if needs_steps(study.config):
+        runtimes = [gauge.runtime for gauge in bench.gauges.budgeted]
+        profile = device_profile(study.config, study.path, progress)
+        steps = worthwhile_steps(bench.space, runtimes, profile, progress)
+    align = resolve_align(study.config, steps)
+    if align != bench.config.align:
+        bench = make_workbench(replace(bench.config, align=align), bench.objects)
+    study.change(align=align, fingerprints=fingerprints(bench))
     return bench
 
 
-def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path | None = None) -> list[int] | None:
-    """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
+def make_ready(study: Study, bench: Workbench, progress: Progress, *, measure_again: bool = False) -> list[int] | None:
+    """Rank the units, learn the devices, order the samples, settle what is ``auto``: all that trials need.
 
-    Hardest for the `uniform` candidate of the budget: see docs/bounds.md. The order is fixed before the first trial and
-    kept in the run folder. One that is missing there is made again: weights, data and settings are those that it was
-    made from. It is used without bounds too, since in other batches the last bits of a score may be others.
+    Args:
+        bench: of `settle_align`; its gauges, its space and its evaluator are made ready.
+        measure_again: learn the devices anew.
+
+    Returns:
+        The order in which samples of the search split are read; None where it cannot be chosen.
+
+    Raises:
+        UserError: the search cannot work.
     """
-    order = None if run is None else load_order(run)
-    if order is None:
-        try:
-            order = bench.evaluator.hardest_first(uniform)
-        except UserError:
-            raise
-        except Exception:  # the user's model fails on this candidate: the trials will say so, in any order
-            return None
-    if order is not None:
-        try:
-            bench.evaluator.use_order(order)
-        except UserError as error:
-            raise UserError(f"{ORDER} of the run is damaged: {error} Delete it, and it is made again.") from None
+    config, prepared = study.config, study.config.prepared
+    if reads_data(config.importance) and not prepared:  # else `rebuild_workbench` did it
+        loss = bench.objects.importance_loss
+        rank_units(bench.space, bench.data, config, study.path, loss=loss, progress=progress)
+        digest = scores_digest(bench.space, config.importance)
+        study.change(fingerprints={**study.config.fingerprints, "importance": digest})
+        progress.say(f"Units ranked by {describe_importance(config.importance, config.importance_samples)}.")
+        stopping.check()
+    if bench.gauges.costs:
+        ready_devices(bench, study, progress, again=measure_again)
+        if not prepared:
+            _check_tightest(bench, bench.budget)
+    uniform = make_seats(bench)[0].agent.uniform()
+    order = read_hardest_first(bench, uniform, study.path, progress)
+    if not prepared:
+        if config.bounds == "statistical":
+            check_race(bench.evaluator, order)
+        stopping.check()
+        # What "auto" came to is written down: on a machine that decides otherwise a resumed search would mix scores.
+        study.change(measure_trials=_settle_measuring(bench, uniform, progress), prepared=True)
     return order
 
 
-def settle_align(config: SearchConfig, objects: Objects, bench: Workbench, progress: Progress) -> Workbench:
-    """The workbench with levels in multiples of the runtime's channel step, where ``auto`` leaves that open."""
-    runtimes = [gauge.runtime for gauge in bench.gauges.budgeted]
-    align = measured_align(config, bench.space, runtimes, progress)
-    return bench if align == bench.config.align else make_workbench(replace(config, align=align), objects)
+def ready_devices(bench: Workbench, study: Study, progress: Progress, *, again: bool = False) -> None:
+    """Let the space tell the costs that a trace cannot tell: by what the run folder holds of the devices, or by
+    measuring them.
 
+    Trials that were made with other measurements stay; nothing more is learnt from these.
 
-def learn_devices(bench: Workbench, progress: Progress) -> None:
-    """Measure what is needed to predict the costs that a trace cannot tell, and let the space tell them."""
-    bench.gauges.learn_devices(bench.space, bench.config, progress)
-    bench.gauges.add_costs(bench.space, bench.config.latency_confidence)
-
-
-def load_devices(bench: Workbench, run: Path) -> None:
-    """As `learn_devices`, from what a run folder holds.
+    Args:
+        again: measure, whatever it holds.
 
     Raises:
-        UserError: it holds nothing, something damaged, or what was learnt of another device.
+        UserError: it holds what was learnt of another device.
     """
-    bench.gauges.load(bench.space, run)
+    gauges, run = bench.gauges, study.path
+    if again and study.config.device_profile is None:
+        (run / DEVICE).unlink(missing_ok=True)
+    missing = gauges.budgeted if again else gauges.load(bench.space, run, progress)
+    if missing and study.config.prepared:
+        progress.say(f"Measuring again what predicts latency on {', '.join(gauge.device for gauge in missing)}.")
+        forget_verified(run)
+        study.change(readings_from=len(study.trials))
+    if missing:
+        profile = device_profile(study.config, run, progress)
+        gauges.learn_devices(missing, bench.space, bench.config, run, profile, progress)
+    gauges.add_costs(bench.space, bench.config.latency_confidence)
+
+
+def load_devices(bench: Workbench, run: Path, progress: Progress) -> None:
+    """As `ready_devices`, for those who only take part: nothing is measured.
+
+    Raises:
+        UserError: the run folder does not hold what is needed, or what was learnt of another device.
+    """
+    missing = bench.gauges.load(bench.space, run, progress)
+    if missing:
+        raise UserError(
+            f"{run} does not hold what predicts latency on {missing[0].device}. Measure it: autoprune resume {run}."
+        )
     bench.gauges.add_costs(bench.space, bench.config.latency_confidence)
 
 
-def settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -> str:
+def device_profile(config: SearchConfig, run: Path, progress: Progress) -> DeviceProfile:
+    """The file that keeps what is learnt about devices: the one that was named, or the run's own."""
+    return DeviceProfile(run / DEVICE if config.device_profile is None else config.device_profile, progress=progress)
+
+
+def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path, progress: Progress) -> list[int] | None:
+    """Let the evaluator read the search split hardest samples first; return the order, None where it cannot.
+
+    Hardest for the `uniform` candidate of the budget: see docs/bounds.md. The order is fixed before the first trial and
+    kept in the run folder. One that is missing or damaged there is made again: weights, data and settings are those
+    that it was made from. It is used without bounds too, since in other batches the last bits of a score may be others.
+    """
+    order = usable(lambda: load_order(run), progress)
+    if order is not None:
+        try:
+            bench.evaluator.use_order(order)
+            return order
+        except UserError as error:
+            progress.say(f"{run / ORDER} is damaged: {error} It is made again.")
+    try:
+        order = bench.evaluator.hardest_first(uniform)
+    except UserError:
+        raise
+    except Exception as error:  # the user's model fails on this candidate: the trials will say so, in any order
+        if disk_error(error):
+            raise
+        return None
+    if order is not None:
+        bench.evaluator.use_order(order)
+        save_order(run, order)
+    return order
+
+
+def _settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -> str:
     """``on`` or ``off``: whether trials are measured, where the configuration leaves that open."""
     config = bench.config
     if not bench.gauges.costs:
@@ -107,7 +192,9 @@ def settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) -
         return "off"
     except UserError:
         raise
-    except Exception:  # the user's model fails on this candidate: the trials will say so
+    except Exception as error:  # the user's model fails on this candidate: the trials will say so
+        if disk_error(error):
+            raise
         return "off"
     measured = seconds[0] < seconds[1]
     progress.say(
@@ -121,15 +208,6 @@ def _seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def save_profile(bench: Workbench, folder: Path, order: Sequence[int] | None) -> None:
-    """What was measured once for this model, device and data."""
-    if order is not None:
-        save_order(folder, order)
-    bench.gauges.save(folder)
-    if reads_data(bench.config.importance):
-        save_scores(bench.space, bench.config.importance, folder, num_samples=bench.config.importance_samples)
 
 
 def _score_dense(bench: Workbench) -> float:

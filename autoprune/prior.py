@@ -35,7 +35,7 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
     in one group; the configuration then keeps that there is none, so that a resumed study has none either.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file was written by a newer release.
     """
     if not takes_prior(study.config):
         return bench

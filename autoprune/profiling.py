@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from autoprune import stopping
 from autoprune.data.base import Inputs, batch_size_of, forward
 from autoprune.divergences import Divergence, choose, compare
+from autoprune.documents import Damaged, usable
 from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
 from autoprune.failures import describe_error
-from autoprune.files import remove_leftovers
 from autoprune.kl_table import KLTable, bends, spread
 from autoprune.memory import Halving, join, smallest_batch
 from autoprune.precision import autocast, device_of, prepare
@@ -40,7 +41,7 @@ from autoprune.search_spaces.runs import without_own_storage
 from autoprune.search_spaces.tracer import tensors
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import HandedOver, rebuild_workbench, weights_fingerprint
+from autoprune.workbench import HandedOver, check_prepared, rebuild_workbench, weights_fingerprint
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -82,7 +83,8 @@ def profile(
             is wrong.
     """
     with Study.open(Path(run)) as study:
-        bench = rebuild_workbench(study.config, study.path, trust=trust, **given)
+        check_prepared(study.config, study.path)
+        bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)
         return measure_table(
             bench.evaluator,
             levels=levels,
@@ -111,12 +113,12 @@ def measure_table(
             estimate bends. Levels in between are interpolated, with "auto" along the estimate.
         samples: training samples that outputs are compared on.
         divergence: one of `divergences.DIVERGENCES`, or a function (dense output, output) -> numbers.
-        path: read if it is there, and written after every group; None keeps the table in memory.
+        path: read if it is there and whole, and written after every group; None keeps the table in memory.
         share: subnets take over what they have in common with the dense network, which changes no bit. None does so
             where it saves time, True wherever it can, False nowhere.
 
     Raises:
-        UserError: a wrong setting, no sample, or a damaged file at `path`.
+        UserError: a wrong setting, no sample, or a file at `path` that a newer release wrote.
     """
     space = evaluator.space
     if not isinstance(space, SearchSpace):
@@ -127,10 +129,8 @@ def measure_table(
     settings = meter.settings()
     fingerprint = _fingerprint(evaluator, space, settings)
     table = KLTable.empty(space.groups, settings, fingerprint)
-    if path is not None:
-        remove_leftovers(path.parent)
-    if path is not None and path.is_file():
-        before = KLTable.load(path)
+    before = None if path is None else usable(partial(KLTable.load, path), progress, "it is measured again")
+    if before is not None:
         if before.fingerprint == fingerprint:
             table = before
         else:
@@ -150,6 +150,7 @@ def measure_table(
                 table = table.with_measured(group, dict(zip(todo, found, strict=True)))
                 if path is not None:
                     table.save(path)
+                    stopping.check()
                 task.advance(len(todo), note=table.groups[group])
     if path is not None and not left:
         table.save(path)  # another choice of levels
@@ -326,9 +327,12 @@ def _wanted(table: KLTable, group: int, levels: int | str) -> list[int]:
 def usable_table(evaluator: Evaluator, run: Path) -> KLTable | None:
     """The table that `run` keeps, if every group was measured and it is of this model, data and pipeline."""
     space = evaluator.space
-    if not (run / TABLE).is_file() or not isinstance(space, SearchSpace):
+    if not isinstance(space, SearchSpace):
         return None
-    table = KLTable.load(run / TABLE)
+    try:
+        table = KLTable.load(run / TABLE)
+    except Damaged:
+        return None
     same = table.fingerprint == _fingerprint(evaluator, space, table.settings)
     return table if same and all(table.measured) else None
 

@@ -24,15 +24,15 @@ from autoprune import stopping
 from autoprune.controller import MAX_FAILURES
 from autoprune.correlation import MIN_PAIRS
 from autoprune.data.rng import key_seed
+from autoprune.documents import usable
 from autoprune.evaluate import Evaluator
 from autoprune.failures import describe_error
-from autoprune.files import remove_leftovers
 from autoprune.finetune import FineTune, FineTuneFailed, finetune
 from autoprune.finish import report
 from autoprune.finished import Finished
 from autoprune.kl_table import KLTable
 from autoprune.precision import device_of
-from autoprune.preparing import load_devices
+from autoprune.preparing import ready_devices
 from autoprune.profiling import usable_table
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.proxy_file import FILE, FINETUNE, Measured, Record
@@ -45,7 +45,7 @@ from autoprune.search_spaces.projection import check_budget
 from autoprune.search_spaces.quantities import is_measured
 from autoprune.search_spaces.types import Candidate
 from autoprune.study import Study
-from autoprune.workbench import HandedOver, Workbench, rebuild_workbench
+from autoprune.workbench import HandedOver, Workbench, check_prepared, rebuild_workbench
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -149,7 +149,8 @@ def proxy(
         config = study.config
         limits = Budget.parse(config.budget) if budget is None else _budget(budget)
         settings = FineTune.from_dict({**(config.finetune or {}), **(finetune_options or {}), "epochs": epochs})
-        bench = rebuild_workbench(config, study.path, trust=trust, **given)
+        check_prepared(config, study.path)
+        bench = rebuild_workbench(config, study.path, progress, trust=trust, **given)
         if any(map(is_measured, limits.costs)):
             missing = [cost for cost in limits.costs if is_measured(cost) and cost not in bench.gauges.costs]
             if missing:
@@ -157,7 +158,7 @@ def proxy(
                     f"The run {run} knows nothing of {missing[0]}, since its own budget does not limit it. Give limits "
                     "on macs, params, size or memory."
                 )
-            load_devices(bench, study.path)
+            ready_devices(bench, study, progress)
         session = _Session(study, bench, limits, settings, kd, dict(extra or {}), progress)
         found = session.run(candidates)
         finished = Finished.read(study.path)
@@ -204,8 +205,6 @@ class _Session:
         measured.planned = len(drawn)
         if [record.candidate for record in measured.records] != drawn[: len(measured.records)]:
             raise UserError(f"{path / FILE} holds other candidates than these settings give. Delete it, or restore it.")
-        (path / FILE).parent.mkdir(exist_ok=True)
-        remove_leftovers((path / FILE).parent)
         done = sum(self.is_whole(record) for record in measured.records)
         with self.progress.task("Measuring proxies", total=len(drawn), unit="candidates", done=done) as task:
             for number, candidate in enumerate(drawn):
@@ -240,7 +239,7 @@ class _Session:
             "precision": evaluator.precision,
         }
         described = {name: (entry.label, entry.option) for name, entry in self.proxies.items()}
-        found = Measured.read(self.study.path)
+        found = usable(lambda: Measured.read(self.study.path), self.progress, "it is measured again")
         if found is None:
             return Measured(
                 settings=settings,

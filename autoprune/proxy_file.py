@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autoprune.files import read_json, write_json
-from autoprune.search_spaces.errors import UserError
+from autoprune.documents import parsing, read_document, write_document
 
 FILE = Path("profile") / "proxy.json"
 FORMAT = 1
@@ -66,28 +65,18 @@ class Measured:
 
     def write(self, run: Path) -> None:
         """Store atomically."""
-        (run / FILE).parent.mkdir(exist_ok=True)
-        write_json(run / FILE, {"format": FORMAT, **asdict(self)})
+        write_document(run / FILE, FORMAT, asdict(self))
 
     @classmethod
-    def read(cls, run: Path) -> Measured | None:
-        """Read the file of a run; None where there is none.
+    def read(cls, run: Path) -> Measured:
+        """Read the file of a run.
 
         Raises:
-            UserError: it is damaged, or of a newer format.
+            Damaged: there is none, or it cannot be read.
+            Newer: it is of a format to come.
         """
-        path = run / FILE
-        if not path.is_file():
-            return None
-        values = read_json(path)
-        try:
-            if values.pop("format") != FORMAT:
-                raise UserError(f"{path} is of another format than this autoprune writes. Delete it to measure again.")
+        values = read_document(run / FILE, FORMAT)
+        with parsing(run / FILE):
             records = [Record(**{**r, "candidate": tuple(r["candidate"])}) for r in values.pop("records")]
             proxies = {name: (label, option) for name, (label, option) in values.pop("proxies").items()}
-            found = cls(**values, proxies=proxies, records=records)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is damaged ({error!r}). Delete it to measure again.") from None
-        return found
+            return cls(**values, proxies=proxies, records=records)

@@ -225,9 +225,9 @@ def read_report(run: Path, fingerprints: Mapping[str, str]) -> tuple[ProxyReport
     is a line too, and there is none where there is no file.
     """
     try:
-        measured = Measured.read(run)
-        if measured is None:
+        if not (run / FILE).exists():
             return None, ""
+        measured = Measured.read(run)
         if measured.fingerprints != dict(fingerprints):
             return None, f"{run / FILE} belongs to other weights or data. Delete it."
         found = evaluate_proxies(measured)

@@ -14,15 +14,19 @@ import numpy as np
 
 from autoprune.agents.base import Trial
 from autoprune.bounds import Cut
+from autoprune.documents import Damaged, Newer, parsing, usable
 from autoprune.evaluate import Evaluator
 from autoprune.files import atomic_write
+from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import is_audited
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate, FloatArray
 from autoprune.statistical import AUDIT, ERROR, PairedTest, draw_order, weights
 
 LOSSES = Path("profile") / "losses"
-"""Where a run folder keeps the losses [samples] of trials, in the order of the split: ``<number>.npy``."""
+"""Where a run folder keeps the losses [samples] of trials, in the order of the split: ``<number>.npz``."""
+
+FORMAT = 1
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Races:
     seed: int = 0
     error: float = ERROR
     audit: float = AUDIT
+    progress: Progress = NO_PROGRESS
     _known: dict[int, FloatArray] = field(default_factory=dict)
 
     def __call__(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
@@ -72,29 +77,54 @@ class Races:
         """Keep the losses of a complete trial, put back into the order of the split."""
         self._known[number] = np.empty(len(losses))
         self._known[number][np.asarray(order)] = losses
-        content = io.BytesIO()
-        np.save(content, self._known[number])
-        (self.folder / LOSSES).mkdir(parents=True, exist_ok=True)
-        atomic_write(self.folder / LOSSES / f"{number}.npy", content.getvalue())
+        write_losses(self.folder / LOSSES / f"{number}.npz", self._known[number])
 
     def _losses(self, trial: Trial) -> FloatArray:
-        """The losses of a complete trial: remembered, read, or made again where the file is missing."""
+        """The losses of a complete trial: remembered, read, or made again where the file is missing or damaged."""
         if trial.number not in self._known:
-            path = self.folder / LOSSES / f"{trial.number}.npy"
-            if not path.is_file():
+            path = self.folder / LOSSES / f"{trial.number}.npz"
+            found = usable(lambda: read_losses(path, self.evaluator.data.search.num_samples), self.progress)
+            if found is None:
                 assert self.hardest_first is not None
                 _, losses = self.evaluator.race(trial.candidate, self.hardest_first, None, None)
                 self._keep(trial.number, losses, self.hardest_first)
-                return self._known[trial.number]
-            try:
-                with path.open("rb") as file:  # not `np.load`, which opens archives and more
-                    found = np.lib.format.read_array(file, allow_pickle=False)
-                if found.shape != (self.evaluator.data.search.num_samples,) or found.dtype != np.float64:
-                    raise ValueError(f"shape {found.shape}, {found.dtype}")
-            except (ValueError, OSError, EOFError, MemoryError, OverflowError) as error:
-                raise UserError(f"{path} is damaged ({error}). Delete it: it is made again.") from None
-            self._known[trial.number] = found
+            else:
+                self._known[trial.number] = found
         return self._known[trial.number]
+
+
+def write_losses(path: Path, losses: FloatArray) -> None:
+    """Write losses [samples], atomically; the checksums of the ZIP format tell damage."""
+    content = io.BytesIO()
+    np.savez(content, losses=losses, format=FORMAT)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, content.getvalue())
+
+
+def read_losses(path: Path, num_samples: int | None = None) -> FloatArray:
+    """Read losses [samples]; what was written before there was a format is in ``<number>.npy``.
+
+    Args:
+        num_samples: that there must be; None for any number.
+
+    Raises:
+        Damaged: there are none, or they cannot be read.
+        Newer: they are of a format to come.
+    """
+    path = path if path.exists() else path.with_suffix(".npy")
+    if not path.is_file():
+        raise Damaged(path, "")
+    try:
+        content = np.load(path, allow_pickle=False)
+        found, version = (content, 0) if path.suffix == ".npy" else (content["losses"], int(content["format"]))
+    except Exception as error:  # numpy and zipfile raise a dozen types on torn files
+        raise Damaged(path, repr(error)) from None
+    if version > FORMAT:
+        raise Newer(path, version, FORMAT)
+    with parsing(path):
+        if found.ndim != 1 or num_samples not in (None, len(found)):
+            raise ValueError(f"shape {found.shape}")
+        return np.asarray(found, np.float64)
 
 
 @dataclass(slots=True)

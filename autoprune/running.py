@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.data.rng import PrivateRandom, key_seed
+from autoprune.data.rng import PrivateRandom, key_seed, seed_global
 from autoprune.search_spaces.errors import UserError
 
 
@@ -39,6 +39,13 @@ def private_random(device: torch.device, *key: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[device]), torch.cuda.device(device):
             torch.cuda.manual_seed(key_seed(*key))
             yield
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Within `private_random`, make the draws from here on a function of `seed`."""
+    seed_global(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -26,7 +26,9 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
     """
     config, evaluator = bench.config, bench.evaluator
     bench.gauges.lend = study.lend
-    races = Races(evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit)
+    races = Races(
+        evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit, progress=progress
+    )
     return Controller(
         study=study,
         space=bench.space,

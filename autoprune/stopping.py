@@ -162,7 +162,9 @@ _listener: _Listener | None = None
 
 
 def _say(text: str) -> None:
-    """One line on stderr, above the bars where there are some: they redirect it."""
+    """One line on stderr, above the bars where there are some: they redirect it. Of several processes one says it."""
+    if os.environ.get("RANK", "0") != "0":  # as torchrun counts them
+        return
     with suppress(OSError, ValueError):  # closed
         print(text, file=sys.stderr, flush=True)
 

@@ -290,6 +290,13 @@ class Study:
         config.write(self.path)
         self.config = config
 
+    def discard(self) -> None:
+        """Remove the run folder, and the study from its storage: nothing was tried yet."""
+        if self.config.storage is not None:
+            self._database.delete()
+        self.close()
+        shutil.rmtree(self.path)
+
     def close(self) -> None:
         """Let go of the study and its folder."""
         while self._closing:

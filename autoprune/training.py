@@ -15,9 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from autoprune.precision import PRECISIONS
+from autoprune.distributed import Team
+from autoprune.precision import PRECISIONS, device_of
+from autoprune.running import logits_of
 from autoprune.scores import divergence
 from autoprune.search_spaces.errors import UserError, unknown
 
@@ -151,6 +154,40 @@ def make_optimizer(model: nn.Module, settings: FineTune) -> torch.optim.Optimize
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.peak_lr)
     return torch.optim.SGD(groups, lr=settings.peak_lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+class _Logits(nn.Module):
+    """A network reduced to its class scores: what else it returns takes no part in the loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return logits_of(self.model(*args, **kwargs))
+
+
+def together(model: nn.Module, team: Team) -> nn.Module:
+    """Return what to call in training, so that `backward` gives every process the mean of all gradients.
+
+    On GPUs, BatchNorm layers of `model` are replaced by ones that use the statistics of all processes; on a CPU torch
+    has none such. Every process must begin with the same weights.
+
+    With `find_unused_parameters`, parameters that the loss does not depend on are allowed (heads that serve in
+    training only), and the order in which gradients are summed does not depend on the steps before: without it, torch
+    sorts them anew after the first step of a process, and one that goes on from a checkpoint would round differently.
+    """
+    if team.world == 1:
+        return model
+    on_gpu = device_of(model).type == "cuda"
+    if on_gpu:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return DistributedDataParallel(
+        _Logits(model),
+        device_ids=[device_of(model)] if on_gpu else None,
+        find_unused_parameters=True,
+        init_sync=False,  # the state was shared, or will be before the first step
+    )
 
 
 def make_average(model: nn.Module) -> AveragedModel:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoprune.documents import parsing, read_document, usable, write_document
 from autoprune.failures import describe_error, ends_search
-from autoprune.files import read_json, write_json
 from autoprune.front import FrontPoint
 from autoprune.keeping import Keeper
 from autoprune.measure import Latency
@@ -22,6 +22,8 @@ from autoprune.search_spaces.types import Candidate
 from autoprune.workbench import Workbench
 
 VERIFIED = Path("profile") / "verified.json"
+
+FORMAT = 1
 
 ROUNDS = 3
 """Times that all points are measured at most: the last time nothing is moved any more."""
@@ -120,26 +122,30 @@ def verified(
 
     A killed fine-tuning goes on with the subnets it began with, whatever another measurement would say.
     """
-    path, chosen = run / VERIFIED, [[point.trial, *point.candidate] for point in points]
-    if path.is_file():
-        content = read_json(path)
-        try:
-            if content["chosen"] == chosen:
-                dense = {name: Latency.from_dict(found) for name, found in content["dense"].items()}
-                return [FrontPoint.from_dict(point) for point in content["points"]], dense
-        except (AttributeError, KeyError, TypeError):
-            pass  # damaged or of another release: measured again
+    chosen = [[point.trial, *point.candidate] for point in points]
+    kept = usable(lambda: read_verified(run / VERIFIED), progress, "the points are measured again")
+    if kept is not None and kept[0] == chosen:
+        return kept[1:]
     found, dense = verify(points, bench, progress)
-    path.parent.mkdir(exist_ok=True)
-    write_json(
-        path,
-        {
-            "chosen": chosen,
-            "points": [point.to_dict() for point in found],
-            "dense": {name: latency.to_dict() for name, latency in dense.items()},
-        },
-    )
+    content = {
+        "chosen": chosen,
+        "points": [point.to_dict() for point in found],
+        "dense": {name: latency.to_dict() for name, latency in dense.items()},
+    }
+    write_document(run / VERIFIED, FORMAT, content)
     return found, dense
+
+
+def read_verified(path: Path) -> tuple[list[list[int]], list[FrontPoint], dict[str, Latency]]:
+    """What was chosen, and what `verify` found then.
+
+    Raises:
+        Damaged: there is no such file, or it cannot be read.
+    """
+    content = read_document(path, FORMAT)
+    with parsing(path):
+        dense = {name: Latency.from_dict(found) for name, found in content["dense"].items()}
+        return content["chosen"], [FrontPoint.from_dict(point) for point in content["points"]], dense
 
 
 def forget_verified(run: Path) -> None:

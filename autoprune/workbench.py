@@ -6,7 +6,7 @@ What the configuration cannot hold, the caller hands over again; `check_same` th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -20,10 +20,11 @@ from autoprune.config import FROM_PYTHON, SearchConfig
 from autoprune.data import Data, data_from_loaders, load_data, to_device
 from autoprune.evaluate import SCORES, Evaluator
 from autoprune.gauges import Gauges, make_gauges
-from autoprune.importance import load_scores, reads_data
+from autoprune.importance import Loss, rank_units, reads_data
 from autoprune.importing import import_function
 from autoprune.models import ModelSource, input_channels
 from autoprune.precision import device_of
+from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.scores import Score
 from autoprune.search_spaces import CRITERIA, Budget, SearchSpace, UserError, trace
 from autoprune.search_spaces.errors import unknown
@@ -41,6 +42,7 @@ class Objects:
     data: Data | None = None
     example_inputs: Any = None
     score: Score | None = None
+    importance_loss: Loss | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Workbench:
         score: name or function by which candidates are scored.
         source: how the dense model is built again; None for a module from Python.
         gauges: of the costs that have to be measured; without a limit on one, of the first runtime only.
+        objects: what it was made from, model and data included, whether loaded or handed over.
         prior: losses of cuts by group and level, for the agent; None where it has none.
     """
 
@@ -63,6 +66,7 @@ class Workbench:
     evaluator: Evaluator
     budget: Budget
     gauges: Gauges
+    objects: Objects
     prior: Table | None = None
 
 
@@ -118,6 +122,7 @@ def make_workbench(config: SearchConfig, objects: Objects) -> Workbench:
         evaluator=evaluator,
         budget=budget,
         gauges=make_gauges(config, budget, space),
+        objects=replace(objects, model=model, data=data, example_inputs=example),
     )
 
 
@@ -131,6 +136,7 @@ class HandedOver(TypedDict, total=False):
     test: Iterable[Any] | None
     example_inputs: Any
     score: str | Score | None
+    importance_loss: Loss | None
 
 
 def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
@@ -158,28 +164,39 @@ def handed_over(config: SearchConfig, **given: Unpack[HandedOver]) -> Objects:
         data=own,
         example_inputs=given.get("example_inputs"),
         score=None if isinstance(score, str) else score,
+        importance_loss=given.get("importance_loss"),
     )
 
 
 def rebuild_workbench(
-    config: SearchConfig, run: Path, *, where: str = "", trust: bool = False, **given: Unpack[HandedOver]
+    config: SearchConfig,
+    run: Path,
+    progress: Progress = NO_PROGRESS,
+    *,
+    where: str = "",
+    own: Collection[str] = (),
+    trust: bool = False,
+    **given: Unpack[HandedOver],
 ) -> Workbench:
     """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
 
-    `where` says, for messages, where the run is found; empty for its folder.
+    `where` says, for messages, where the run is found, empty for its folder; `own` names settings that the user of this
+    process gave, which need no trust.
 
-    Every command that goes on with a run comes through here, so here it is asked whether the run is trusted.
+    Every command that goes on with a run comes through here, so here it is asked whether the run is trusted. Of a run
+    that is still being prepared, the units may not be ranked yet, and the space may change with `align`.
 
     Raises:
         UserError: also where model, weights or data are not those the run began with, and where the configuration
             names what runs code or lies elsewhere, and nobody trusts it: see `trust`.
     """
     objects = handed_over(config, **given)
-    check_trusted(_without(config, objects), where or str(run), trust=trust)
+    nothing: dict[str, Any] = dict.fromkeys(own)
+    check_trusted(replace(_without(config, objects), **nothing), where or str(run), trust=trust)
     bench = make_workbench(config, objects)
     check_same(config.fingerprints, fingerprints(bench), where or str(run))
-    if reads_data(config.importance):
-        load_scores(bench.space, config.importance, run)
+    if config.prepared and reads_data(config.importance):
+        rank_units(bench.space, bench.data, config, run, loss=objects.importance_loss, progress=progress)
     return bench
 
 
@@ -190,6 +207,16 @@ def _without(config: SearchConfig, objects: Objects) -> SearchConfig:
     if objects.data is not None:
         config = replace(config, data=None, data_root=None)
     return config if objects.score is None else replace(config, score=FROM_PYTHON)
+
+
+def check_prepared(config: SearchConfig, run: Path) -> None:
+    """Refuse to work on a run that was stopped before its first trial could begin.
+
+    Raises:
+        UserError: saying how to go on.
+    """
+    if not config.prepared:
+        raise UserError(f"{run} was stopped before its first trial. Go on with it first: autoprune resume {run}.")
 
 
 def usable_device(name: str) -> str:

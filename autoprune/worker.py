@@ -61,13 +61,15 @@ def work(
     settings = {name: str(Path(path).expanduser().absolute()) for name, path in own.items() if path is not None}
     joined = Study.join_stored(storage, study, **settings) if storage else Study.join(Path(run or ""), **settings)
     with joined:
-        bench = rebuild_workbench(joined.config, joined.path, where=joined.where, trust=trust, **given)
+        bench = rebuild_workbench(
+            joined.config, joined.path, progress, where=joined.where, own=settings, trust=trust, **given
+        )
         with bench.gauges:
             bench.gauges.measuring = bench.config.measure_trials == "on"
             bench.gauges.mend = (
                 "Trials of this search are measured: start workers on machines like the one that it began on, or begin "
                 "a search with --measure-trials off."
             )
-            load_devices(bench, joined.path)
-            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path)
+            load_devices(bench, joined.path, progress)
+            order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform(), joined.path, progress)
             return len(run_trials(joined, with_prior(bench, joined, progress), order, progress))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from autoprune.data import Data, load_data
 from autoprune.evaluate import Evaluator
 from autoprune.importance import collect
 from autoprune.models import ModelSource
-from autoprune.preparing import prepare, read_hardest_first
+from autoprune.preparing import check, make_ready
 from autoprune.progress import NO_PROGRESS
 from autoprune.scores import accuracy
 from autoprune.search_spaces import Budget, Candidate, SearchSpace, trace
-from autoprune.searching import make_seats, run_trials
+from autoprune.searching import run_trials
 from autoprune.study import Study
 from autoprune.train import train_dense
 from autoprune.workbench import Objects, make_workbench
@@ -105,9 +106,9 @@ def searched(source: ModelSource, options: argparse.Namespace, seed: int) -> tup
         run = Path(folder) / "run"
         bench = make_workbench(config, Objects())
         start = time.process_time()
-        bench = prepare(bench, None, NO_PROGRESS)
-        order = read_hardest_first(bench, make_seats(bench)[0].agent.uniform())
-        with Study.create(run, config) as study:
+        check(bench, NO_PROGRESS)
+        with Study.create(run, replace(bench.config, prepared=False)) as study:
+            order = make_ready(study, bench, NO_PROGRESS)
             trials = run_trials(study, bench, order, NO_PROGRESS)
         seconds = time.process_time() - start
     best = max((t for t in trials if t.state == "complete"), key=lambda t: t.score or 0.0)

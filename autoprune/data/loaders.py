@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, Subset
 
 from autoprune.data.base import Batch, Data, batch_size_of, split_size, take_samples, tensors_of
-from autoprune.data.rng import generator, iterate
+from autoprune.data.parts import Part, cut_parts, own_samples
+from autoprune.data.rng import generator, iterate, key_seed, mixed, seed_global
 from autoprune.search_spaces.errors import UserError
 
 _SHUFFLED = 1  # second number of the key of shuffled passes, (seed, 1, epoch); plain passes have (0, 0)
@@ -80,10 +81,9 @@ class LoaderBatches:
                 "and trial needs a pass. Give a DataLoader, a list of batches, or an object that starts again."
             )
         self._split = split
-        self._plain = self._shuffled = loader
+        self._plain = self._trained = loader
         if is_map_style(loader):
-            keep = {} if trains else {"drop_last": False}
-            self._shuffled = rebuild(loader, shuffle=True)
+            keep: dict[str, Any] = {} if trains else {"drop_last": False}
             self._plain = rebuild(loader, loader.dataset if plain is None else plain, shuffle=False, **keep)
         self._first_shapes: list[tuple[int, ...]] | None = None
         for _ in self:
@@ -120,7 +120,27 @@ class LoaderBatches:
 
     def epoch(self, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield one pass, shuffled where the loader could be rebuilt; its random draws depend on (seed, epoch)."""
-        return self._checked(iterate(self._shuffled, seed, _SHUFFLED, epoch))
+        return ((part.inputs, part.targets) for part in self.parts(seed, epoch))
+
+    def parts(self, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Part]:
+        """Yield what process `rank` of `world` takes of the batches of `epoch`, from number `start` on.
+
+        Only that is loaded where the loader could be rebuilt; another loader is read from its beginning.
+        """
+        loader, key = self._trained, (seed, _SHUFFLED, epoch)
+        if not is_map_style(loader):
+            yield from cut_parts(self._checked(iterate(loader, *key)), start, rank, world)
+            return
+        shuffled, size = Shuffled(loader.dataset, *key), loader.batch_size or 1
+        firsts = range(start * size, len(self) * size, size)
+        wholes = [range(first, min(first + size, len(shuffled))) for first in firsts]
+        own = [own_samples(len(whole), rank, world) for whole in wholes]
+        mine = [whole[chosen] for whole, (chosen, _) in zip(wholes, own, strict=True)]
+        batches = self._checked(iterate(rebuild(loader, shuffled, batches=mine), *key), first=start)
+        for whole, (_, count), (inputs, targets) in zip(wholes, own, batches, strict=True):
+            # alone, a batch is as large as it came: a collate function may leave samples out or add some
+            total = len(whole) if world > 1 else batch_size_of(inputs)
+            yield Part(inputs, targets, count if world > 1 else total, total)
 
     def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
         """Yield `num_samples` (or all) samples in batches: of a seeded permutation where the loader could be rebuilt,
@@ -153,17 +173,19 @@ class LoaderBatches:
         Raises:
             UserError: the loader makes its own batches.
         """
-        if not (is_map_style(self._shuffled) and is_map_style(self._plain)):
+        if not (is_map_style(self._trained) and is_map_style(self._plain)):
             raise UserError(
                 f"The batch size of the {self._split} loader cannot be changed to {batch_size}: it makes its own "
                 "batches. Set the size where the loader is made."
             )
-        loader = rebuild(self._shuffled, batch_size=batch_size, shuffle=True)
+        loader = rebuild(self._trained, batch_size=batch_size, shuffle=True)
         return LoaderBatches(loader, self._split, trains=True, plain=self._plain.dataset)
 
-    def _checked(self, batches: Iterator[Any]) -> Iterator[Batch]:
-        for index, batch in enumerate(batches):
-            inputs, targets = check_batch(batch, f"batch {index} of the {self._split} split", look_inside=index == 0)
+    def _checked(self, batches: Iterator[Any], first: int = 0) -> Iterator[Batch]:
+        for index, batch in enumerate(batches, first):
+            inputs, targets = check_batch(
+                batch, f"batch {index} of the {self._split} split", look_inside=index == first
+            )
             shapes = [tuple(tensor.shape[1:]) for tensor in tensors_of(inputs)]
             if self._first_shapes is None:
                 self._first_shapes = shapes
@@ -222,8 +244,15 @@ def is_map_style(loader: object) -> TypeGuard[DataLoader[Any]]:
     )
 
 
-def rebuild(loader: Any, dataset: Any | None = None, *, shuffle: bool, **changes: Any) -> DataLoader[Any]:
-    """Return a loader like `loader` over `dataset`.
+def rebuild(
+    loader: Any,
+    dataset: Any | None = None,
+    *,
+    shuffle: bool = False,
+    batches: Sequence[Sequence[int]] | None = None,
+    **changes: Any,
+) -> DataLoader[Any]:
+    """Return a loader like `loader` over `dataset`; of the samples in `batches`, where given.
 
     Workers end with their pass: one that lived on would draw numbers that depend on the passes before.
     """
@@ -235,7 +264,33 @@ def rebuild(loader: Any, dataset: Any | None = None, *, shuffle: bool, **changes
             "multiprocessing_context": loader.multiprocessing_context,
         }
     dataset = loader.dataset if dataset is None else dataset
-    return DataLoader(dataset, shuffle=shuffle and len(dataset) > 0, **settings)  # an empty one cannot be shuffled
+    if batches is not None:
+        settings |= {"batch_sampler": batches, "batch_size": 1, "drop_last": False}  # what goes with a batch sampler
+    else:
+        settings["shuffle"] = shuffle and len(dataset) > 0  # an empty one cannot be shuffled
+    return DataLoader(dataset, **settings)
+
+
+class Shuffled:
+    """The samples of `dataset` in the order of one pass, an indexable data set of its own.
+
+    Before each batch the global generators are seeded with the key and the batch's first position, in whichever
+    process reads it: what transforms draw does not depend on the batches before.
+    """
+
+    def __init__(self, dataset: Any, *key: int) -> None:
+        self._dataset, self._seed = dataset, key_seed(*key)
+        self._order = torch.randperm(len(dataset), generator=generator(*key))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitems__(self, positions: Sequence[int]) -> list[Any]:
+        """The samples of one batch; `DataLoader` asks for them so."""
+        seed_global(mixed(self._seed, positions[0]))
+        chosen = self._order[list(positions)].tolist()
+        together = getattr(self._dataset, "__getitems__", None)
+        return together(chosen) if together else [self._dataset[number] for number in chosen]
 
 
 def _carve(train: Iterable[Any], size: float | None, seed: int) -> tuple[Iterable[Any], Iterable[Any]]:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autoprune.data.base import Batch, split_size
+from autoprune.data.parts import Part, own_samples
 from autoprune.data.rng import generator
 from autoprune.search_spaces.errors import UserError
 
@@ -29,16 +30,23 @@ class Augment:
     shift: int = 0
     flip: bool = False
 
-    def __call__(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Return [N, C, H, W] images, each moved and mirrored on its own."""
+    def __call__(self, images: Tensor, rng: torch.Generator, *, first: int = 0, total: int | None = None) -> Tensor:
+        """Return [N, C, H, W] images, each moved and mirrored on its own.
+
+        Args:
+            images: those from number `first` on of a batch of `total`, by default all: each sample goes through the
+                same, whichever others are given with it.
+            rng: what is drawn, for the whole batch.
+        """
         N, _, H, W = images.shape
+        total, own = N if total is None else total, slice(first, first + N)
         if self.shift:
             padded = F.pad(images, [self.shift] * 4)
-            y, x = torch.randint(2 * self.shift + 1, (2, N), generator=rng)
+            y, x = torch.randint(2 * self.shift + 1, (2, total), generator=rng)[:, own]
             # Every window as a view [N, C, 2 shift + 1, 2 shift + 1, H, W], of which one a sample is copied.
             images = padded.unfold(2, H, 1).unfold(3, W, 1)[torch.arange(N), :, y, x]
         if self.flip:
-            mirror = torch.rand(N, generator=rng) < 0.5
+            mirror = torch.rand(total, generator=rng)[own] < 0.5
             images = torch.where(mirror[:, None, None, None], images.flip(3), images)
         return images
 
@@ -100,12 +108,20 @@ class TensorBatches:
 
         Batch sizes differ by one at most, so that no batch is too small for BatchNorm.
         """
-        rng = generator(seed, epoch)
-        for chosen in torch.randperm(self.num_samples, generator=rng).tensor_split(len(self)):
+        return ((part.inputs, part.targets) for part in self.parts(seed, epoch))
+
+    def parts(self, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Part]:
+        """Yield what process `rank` of `world` takes of the batches of `epoch`, from number `start` on."""
+        batches = torch.randperm(self.num_samples, generator=generator(seed, epoch)).tensor_split(len(self))
+        for index in range(start, len(batches)):
+            total = len(batches[index])
+            own, count = own_samples(total, rank, world)
+            chosen = batches[index][own]
             inputs = self.inputs.index_select(0, chosen)
             if self._augment is not None:
-                inputs = self._augment(inputs, rng)
-            yield self._ready(inputs), self.targets.index_select(0, chosen)
+                rng = generator(seed, epoch, index)  # of its own for each batch: those before need not be drawn
+                inputs = self._augment(inputs, rng, first=own.start, total=total)
+            yield Part(self._ready(inputs), self.targets.index_select(0, chosen), count, total)
 
     def draw(self, num_samples: int, seed: int) -> Iterator[Batch]:
         """Yield the first `num_samples` (or all) of a permutation seeded by `seed`, un-augmented, in batches."""

@@ -8,17 +8,15 @@ Shape letters: n candidates, G groups.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm, spearmanr
 
-from autoprune.files import atomic_write, read_json
+from autoprune.documents import parsing, read_document, write_document
 from autoprune.latency.bayes import Posterior, Prior, fit
 from autoprune.latency.features import Features
 from autoprune.latency.samples import Sample, measure_samples
@@ -210,7 +208,6 @@ class LatencyModel:
     def save(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         content = {
-            "format": FORMAT,
             "runtime": self.runtime,
             "device": device_info(),
             "fingerprint": self.fingerprint,
@@ -220,34 +217,29 @@ class LatencyModel:
             "layers": self._layers,
             "samples": [asdict(sample) for sample in self.samples],
         }
-        atomic_write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_document(path, FORMAT, content)
 
     @classmethod
     def load(cls, path: Path, space: SearchSpace) -> LatencyModel:
         """Read what `save` wrote.
 
         Raises:
-            UserError: missing, damaged, of another format or network, or measured on another device.
+            Damaged: missing, of an old format, or it cannot be read.
+            Newer: of a format to come.
+            UserError: of another network, or measured on another device.
         """
-        content: Any = read_json(path)
-        try:
-            if content["format"] != FORMAT:
-                raise UserError(f"{path} has another format than this release writes; measure it again.")
-            if content["space"] != space.fingerprint:
-                raise UserError(f"{path} was made for another network or other levels. Measure it again.")
-            if content["fingerprint"] != device_fingerprint():
-                device = content["device"]
-                raise UserError(
-                    f"{path} was measured on another device ({device['cpu']}, torch {device['torch']}). "
-                    "Measure again on this one."
-                )
+        content = read_document(path, FORMAT, oldest=FORMAT)
+        with parsing(path):
             samples = tuple(Sample(tuple(s["candidate"]), s["ms"], s["se"]) for s in content["samples"])
             further = {name: content[name] for name in ("batch", "layers", "runtime")}
-            return cls(space, content["dense_ms"], samples, **further)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{path} is damaged ({error}); delete it to measure again.") from error
+            space_then, device_then, dense_ms = content["space"], content["fingerprint"], content["dense_ms"]
+            device = f"{content['device']['cpu']}, torch {content['device']['torch']}"
+        if space_then != space.fingerprint:
+            raise UserError(f"{path} was made for another network or other levels. Measure it again.")
+        if device_then != device_fingerprint():
+            raise UserError(f"{path} was measured on another device ({device}). Measure again on this one.")
+        with parsing(path):
+            return cls(space, dense_ms, samples, **further)
 
 
 def _positive(what: str, value: float) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
+from autoprune import stopping
 from autoprune.latency.choose import informative
 from autoprune.measure.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.measure.stopwatch import Stopwatch
@@ -14,6 +16,10 @@ from autoprune.search_spaces.tracer import tensors
 
 TOGETHER = 8
 """Subnets in one race with the dense network: all of them are in memory at once."""
+
+
+Ratio: TypeAlias = tuple[Candidate, float, float]
+"""A subnet, its share of the dense network's latency, and the standard error of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +48,28 @@ def measure_samples(
     """Latency of the dense network, and samples of informative subnets beside it.
 
     What the profile holds of the network is not measured again, unless the machine's speed has changed; what is
-    measured is kept there.
+    measured is kept there, after every race.
     """
     entry = None if profile is None else profile.entry(stopwatch.runtime)
     known = {} if entry is None else _kept(space, stopwatch, entry, progress)
     candidates = [c for c in informative(space, subnets, seed) if c not in known]
     parts = (candidates[start : start + TOGETHER] for start in range(0, len(candidates), TOGETHER))
-    ratios = [ratio for part in parts for ratio in _race(space, stopwatch, part, accuracy, progress)]
-    dense = stopwatch.dense
-    measured = [Sample(c, value * dense.value, se * dense.value) for c, value, se in ratios]
-    if entry is not None and profile is not None:
-        kept = [KeptSample(s.candidate, s.ms, s.se) for s in measured]
-        entry.keep(profile_key(space), stopwatch.batch, dense, kept)
-        profile.save()
-    return dense.value, (*known.values(), *measured)
+    ratios = list(known.values())
+    for part in parts:
+        found = list(_race(space, stopwatch, part, accuracy, progress))
+        ratios += found
+        if entry is not None and profile is not None:
+            dense = stopwatch.dense
+            kept = [KeptSample(c, value * dense.value, se * dense.value) for c, value, se in found]
+            entry.keep(profile_key(space), stopwatch.batch, dense, kept)
+            profile.save()
+        stopping.check()
+    dense_ms = stopwatch.dense_ms
+    return dense_ms, tuple(Sample(c, value * dense_ms, se * dense_ms) for c, value, se in ratios)
 
 
-def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Sample]:
-    """Samples of the profile at today's speed; none where that is another one, which is said."""
+def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Progress) -> dict[Candidate, Ratio]:
+    """What the profile holds; nothing where the machine has another speed today, which is said."""
     key = profile_key(space), stopwatch.batch
     network = entry.network(*key)
     if network is None:
@@ -69,8 +79,8 @@ def _kept(space: SearchSpace, stopwatch: Stopwatch, entry: Entry, progress: Prog
         progress.say(stale)
         entry.forget(*key)
         return {}
-    scale = stopwatch.dense_ms / network.dense.value
-    return {c: Sample(c, sample.ms * scale, sample.se * scale) for c, sample in network.samples.items()}
+    dense_ms = network.dense.value
+    return {c: (c, sample.ms / dense_ms, sample.se / dense_ms) for c, sample in network.samples.items()}
 
 
 def profile_key(space: SearchSpace) -> str:
@@ -85,7 +95,7 @@ def _race(
     candidates: Sequence[Candidate],
     accuracy: float | None,
     progress: Progress,
-) -> Iterator[tuple[Candidate, float, float]]:
+) -> Iterator[Ratio]:
     """Ratios of a few subnets to the dense network, with their standard errors."""
     models = {str(i): space.materialise(c, share=True) for i, c in enumerate(candidates)}
     latencies = stopwatch.measure(models, accuracy=accuracy, progress=progress)

@@ -11,17 +11,18 @@ Times are milliseconds at the speed that the machine had then. A network is kept
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autoprune.files import atomic_write
+from autoprune.documents import Damaged, parsing, read_document, usable, write_document
+from autoprune.files import set_aside
 from autoprune.lock import locked
 from autoprune.measure.device import NOT_IN_FINGERPRINT, device_fingerprint, device_info
 from autoprune.measure.robust import Estimate, changed
+from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.runtimes import Runtime
 from autoprune.search_spaces import Candidate
 from autoprune.search_spaces.errors import UserError
@@ -155,13 +156,16 @@ class Entry:
 class DeviceProfile:
     """The file. Reading it and `save` are all that touch the disk.
 
+    What cannot be read is moved to ``NAME.damaged`` when there is something to write in its place: it may be another
+    file, named by mistake.
+
     Raises:
-        UserError: the file is damaged, or of a newer format.
+        UserError: the file is of a newer format, or a folder.
     """
 
-    def __init__(self, path: str | Path, *, clock: Callable[[], str] = now) -> None:
+    def __init__(self, path: str | Path, *, clock: Callable[[], str] = now, progress: Progress = NO_PROGRESS) -> None:
         self.path, self._clock = Path(path), clock
-        self._entries = self._read()
+        self._entries = usable(self._read, progress, "what it held is measured again") or {}
 
     def entry(self, runtime: Runtime) -> Entry:
         """That of this machine with `runtime` and its settings; an empty one where there is none yet."""
@@ -175,37 +179,36 @@ class DeviceProfile:
         """Write the file, whole or not at all, together with what other processes stored since it was read."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(self.path):
-            for key, stored in self._read().items():
+            try:
+                theirs = self._read()
+            except Damaged:
+                theirs = {}
+                if self.path.exists():
+                    set_aside(self.path)
+            for key, stored in theirs.items():
                 if key in self._entries:
                     self._entries[key].merge(stored)
                 else:
                     self._entries[key] = stored
             entries = {key: entry.to_dict() for key, entry in sorted(self._entries.items())}
-            content = {"format": FORMAT, "entries": entries}
-            atomic_write(self.path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+            write_document(self.path, FORMAT, {"entries": entries})
 
     def _read(self) -> dict[str, Entry]:
-        try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (ValueError, IsADirectoryError) as error:
-            raise self._unusable(f"is not a JSON file ({error})") from None
-        version = content.get("format") if isinstance(content, dict) else None
-        if isinstance(version, int) and version > FORMAT:
-            raise self._unusable(f"was written by a newer autoprune (format {version}, this one reads {FORMAT})")
-        try:
-            if version != FORMAT:
-                raise ValueError(f"its format is {version!r}, not {FORMAT}")
-            return {key: Entry.from_dict(values, self._clock) for key, values in content["entries"].items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._unusable(f"is damaged ({error!r})") from None
+        if self.path.is_dir():
+            raise UserError(f"The device profile {self.path} is a folder. Give a file.")
+        return read_entries(self.path, self._clock)
 
-    def _unusable(self, why: str) -> UserError:
-        return UserError(
-            f"The device profile {self.path} {why}. Give another file, or delete this one: it is a cache, and what it "
-            "held is measured again."
-        )
+
+def read_entries(path: Path, clock: Callable[[], str] = now) -> dict[str, Entry]:
+    """The content of a device profile, by fingerprint.
+
+    Raises:
+        Damaged: there is none, or it cannot be read.
+        Newer: it is of a format to come.
+    """
+    content = read_document(path, FORMAT)
+    with parsing(path):
+        return {key: Entry.from_dict(values, clock) for key, values in content["entries"].items()}
 
 
 def fingerprint(runtime: Runtime) -> str:

@@ -180,6 +180,14 @@ class Database:
         with storage_errors(self.address):
             return patiently(self.engine, read)
 
+    def delete(self) -> None:
+        """Remove the study, and what our tables hold of it."""
+        with storage_errors(self.address):
+            optuna.delete_study(study_name=self.study.study_name, storage=self._storage)
+            with self.engine.begin() as connection:
+                for table in (tables.claims, tables.files):
+                    connection.execute(delete(table).where(table.c.study_id == self._study_id))
+
     def close(self) -> None:
         """Close all connections."""
         self.engine.dispose()

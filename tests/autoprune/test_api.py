@@ -16,6 +16,7 @@ from autoprune.gauges import FOLDER
 from autoprune.models import ModelSource
 from autoprune.points import export_point, fine_tune
 from autoprune.search_spaces.budget import Budget
+from tests.autoprune.documents import rewrite
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 
 NAMED = ModelSource("autoprune.nets:small_resnet", {"widths": [8, 16], "blocks": [1, 1]})
@@ -132,11 +133,7 @@ def test_latency_budget_has_a_model_and_is_checked_on_the_device(tmp_path: Path)
         assert point.measured["latency"].value == point.latency.ms
         assert point.misses == ()
     model = run / FOLDER / "eager-1.json"
-    learnt = model.read_text()
-    model.unlink()
-    with pytest.raises(ap.UserError, match=r"no latency model.*--measure-latency"):
-        ap.resume(run, trials=1)
-    model.write_text(learnt.replace('"fingerprint": "', '"fingerprint": "other'))
+    rewrite(model, lambda content: content.update(fingerprint="other"))
     with pytest.raises(ap.UserError, match=r"another device.*--measure-latency"):
         ap.resume(run, trials=1)
     assert len(ap.resume(run, trials=1, measure_latency=True).trials) == 3
@@ -149,6 +146,8 @@ def test_latency_budget_has_a_model_and_is_checked_on_the_device(tmp_path: Path)
         ({"budget": "macs=0.0001x"}, "smallest subnet costs"),
         ({"budget": "latency=0.000001ms"}, "smallest subnet costs"),
         ({"budget": "makz=0.5x"}, "Did you mean 'macs'"),
+        ({"budget": 0.5}, r"A budget is a limit or a list of limits, for example .*, but got 0\.5"),
+        ({"budget": ["macs=0.5x", 3]}, r"A budget is a limit or a list of limits"),
         ({"agent": "tpo"}, "Did you mean 'tpe'"),
         ({"agent": "tpe", "agent_options": {"n_start": 3}}, "n_startup"),
         ({"importance": "l3"}, "Unknown importance"),

@@ -25,6 +25,7 @@ from autoprune.data.base import Data
 from autoprune.data.loaders import LoaderBatches
 from autoprune.data.ordered import OrderedBatches, hold
 from autoprune.data.tensors import TensorBatches
+from autoprune.documents import Damaged
 from autoprune.evaluate import Evaluator
 from autoprune.front import front
 from autoprune.prunings import REASONS, describe_prunings
@@ -428,9 +429,10 @@ def test_a_damaged_order_is_refused(tmp_path: Path) -> None:
     assert load_order(tmp_path) == [2, 0, 1]
     for text in ("{", json.dumps({"order": ["a"]}), "[1]"):
         (tmp_path / ORDER).write_text(text)
-        with pytest.raises(UserError, match=r"order\.json"):
+        with pytest.raises(Damaged, match=r"order\.json is damaged"):
             load_order(tmp_path)
-    assert load_order(tmp_path / "elsewhere") is None
+    with pytest.raises(Damaged, match="is missing"):
+        load_order(tmp_path / "elsewhere")
 
 
 def test_unknown_bounds() -> None:

@@ -113,7 +113,7 @@ def test_interrupt_before_the_first_trial_leaves_nothing(tmp_path: Path, monkeyp
     def stopped(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autoprune.api.make_workbench", stopped)
+    monkeypatch.setattr("autoprune.beginning.make_workbench", stopped)
     result = search(tmp_path / "r")
     assert result.exit_code == 130
     assert result.stderr.splitlines()[-1] == "Stopped. Nothing was stored."

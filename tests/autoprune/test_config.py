@@ -42,7 +42,9 @@ def test_torn_temporary_file_is_not_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format = 1", "format = 2", "another version"),
+        ("format = 1", "format = 2", "newer autoprune"),
+        ("format = 1", "format = 0", "another version"),
+        ("trials = 100", "trials = 100\nsweep = [true, [1]]", "`sweep` must|overwrite"),
         ("format = 1", "", "is damaged"),
         ("trials = 100", "trials = ", "damaged"),
         ("trials = 100", "trials = 0", "`trials` must be"),

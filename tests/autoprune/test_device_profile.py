@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,10 +144,9 @@ ENTRY = {"device": {}, "runtime": "x", "steps": {}, "networks": {}}
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{half", "is not a JSON file"),
+        ("{half", "is damaged: it is not a JSON file"),
         ("[]", "is damaged"),
-        (json.dumps({"format": 2}), r"was written by a newer autoprune \(format 2, this one reads 1\)"),
-        (json.dumps({"format": 1}), "is damaged .*entries"),
+        (json.dumps({"format": 1}), "is damaged: .*entries"),
         (json.dumps({**WRITTEN, "entries": {"a": {}}}), "is damaged"),
         (json.dumps({**WRITTEN, "entries": {"a": {**ENTRY, "steps": {"mm": "many"}}}}), "is damaged"),
         (json.dumps({**WRITTEN, "entries": {"a": {**ENTRY, "networks": {"s/1": {"dense_ms": [1]}}}}}), "is damaged"),
@@ -154,12 +155,27 @@ ENTRY = {"device": {}, "runtime": "x", "steps": {}, "networks": {}}
 def test_files_that_cannot_be_used(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "p.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=f"{message}.*delete this one: it is a cache"):
+    said: list[str] = []
+    progress: Any = type("Lines", (), {"say": lambda _, text: said.append(text)})()
+    profile = DeviceProfile(path, progress=progress)
+    (line,) = said
+    assert re.search(f"p.json {message}.*what it held is measured again", line)
+    profile.entry(ScriptedRuntime()).steps["mm"] = 8
+    profile.save()
+    assert DeviceProfile(path).entry(ScriptedRuntime()).steps == {"mm": 8}
+    assert path.with_name("p.json.damaged").read_text() == content, "it may have been another file"
+
+
+def test_a_file_of_a_newer_release_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text('{"format": 2}')
+    with pytest.raises(UserError, match=r"was written by a newer autoprune \(format 2, this one reads up to 1\)"):
         DeviceProfile(path)
+    assert path.read_text() == '{"format": 2}'
 
 
 def test_a_folder_is_no_profile(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a JSON file"):
+    with pytest.raises(UserError, match="is a folder"):
         DeviceProfile(tmp_path)
 
 

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import os
+import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from autoprune.files import atomic_folder, atomic_write, read_json, remove_leftovers, write_json
+from autoprune.files import atomic_folder, atomic_write, leftovers, read_json, remove_leftovers, set_aside, write_json
 from autoprune.search_spaces.errors import UserError
 
 
@@ -75,9 +77,45 @@ def test_json_round_trip_and_damage(tmp_path: Path) -> None:
 
 
 def test_leftovers_of_killed_processes_are_swept(tmp_path: Path) -> None:
-    (tmp_path / ".a.12.tmp").write_text("torn")
-    (tmp_path / ".f.12.tmp").mkdir()
-    (tmp_path / ".f.12.tmp" / "x").write_text("torn")
-    (tmp_path / "keep.tmp").write_text("")
+    """Anywhere in a folder; what another process that lives is writing stays, and what is none of ours."""
+    dead, host = 4194309, re.sub(r"[^\w-]", "_", socket.gethostname())  # above the highest number of a process
+    deep = tmp_path / "profile" / "latency"
+    deep.mkdir(parents=True)
+    for name in (f".a.{dead}.tmp", f".a.{host}-{dead}.tmp", f".a.{host}-{os.getpid()}.tmp", ".a.elsewhere-1.tmp"):
+        (deep / name).write_text("torn")
+    os.utime(deep / ".a.elsewhere-1.tmp", (0, 0))  # of another machine, and days old
+    (tmp_path / f".f.{dead}.tmp").mkdir()
+    (tmp_path / f".f.{dead}.tmp" / "x").write_text("torn")
+    kept = {"keep.tmp", f".b.{host}-{os.getppid()}.tmp", ".b.elsewhere-1.tmp", ".hidden"}
+    for name in kept:
+        (deep / name).write_text("")
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    outside.mkdir()
+    (outside / f".a.{dead}.tmp").write_text("not in the folder")
+    (tmp_path / "link").symlink_to(outside)
+    assert len(leftovers(tmp_path)) == 5
     remove_leftovers(tmp_path)
-    assert os.listdir(tmp_path) == ["keep.tmp"]
+    assert set(os.listdir(deep)) == kept
+    assert sorted(os.listdir(tmp_path)) == ["link", "profile"]
+    assert os.listdir(outside) == [f".a.{dead}.tmp"]
+
+
+def test_a_folder_whose_making_was_killed_is_made_again(tmp_path: Path) -> None:
+    killed = (
+        "import os; from pathlib import Path; from autoprune.files import atomic_folder\n"
+        f"with atomic_folder(Path({str(tmp_path / 'f[1]')!r})): os._exit(1)\n"
+    )
+    subprocess.run([sys.executable, "-c", killed], check=False)
+    assert len(os.listdir(tmp_path)) == 1
+    with atomic_folder(tmp_path / "f[1]"):
+        pass
+    assert os.listdir(tmp_path) == ["f[1]"]
+
+
+def test_aside_nothing_is_overwritten(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / "a").write_text(str(number))
+        set_aside(tmp_path / "a")
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "a.damaged": "0", "a.damaged-2": "1", "a.damaged-3": "2"
+    }  # fmt: skip

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ import torch
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune.agents.base import Trial
 from autoprune.card import card
 from autoprune.checkpoint import read_checkpoint, write_checkpoint
 from autoprune.cli import app
@@ -34,7 +32,7 @@ from autoprune.finished import Finished
 from autoprune.journal import check_journal
 from autoprune.models import ModelSource, load_weights
 from autoprune.points import example_inputs
-from autoprune.races import LOSSES, Races
+from autoprune.races import read_losses
 from autoprune.search_spaces.errors import UserError
 from tests.autoprune.runs import SETTINGS, tiny_net
 
@@ -76,6 +74,7 @@ def untouched(folder: Path) -> bool:
 
 def edit(path: Path, change: Callable[[Any], Any]) -> None:
     content = json.loads(path.read_text())
+    content.pop("digest", None)  # which a forger can leave out, or compute
     change(content)
     path.write_text(json.dumps(content))
 
@@ -138,6 +137,13 @@ def test_points_lie_where_they_belong_whatever_the_front_says(run: Path, secret:
     assert found.points[0].path == run / "front" / "0"
 
 
+@pytest.mark.parametrize("name", ["../../home/file", "/etc/passwd"])
+def test_files_of_points_lie_in_the_run(run: Path, name: str) -> None:
+    edit(run / "front.json", lambda content: content["digests"].update({name: "0" * 64}))
+    with pytest.raises(UserError, match="lies elsewhere"):
+        Finished.read(run)
+
+
 @pytest.mark.parametrize("trial", ["../../../home", "/home", None, [1]])
 def test_the_number_of_a_trial_is_a_number(run: Path, secret: Path, trial: Any) -> None:
     edit(run / "front.json", lambda content: content["points"][0].update(trial=trial))
@@ -162,15 +168,19 @@ def test_names_of_devices_make_no_paths(run: Path, name: str) -> None:
 def test_a_journal_that_names_a_file_deletes_nothing(run: Path, secret: Path, command: str) -> None:
     hot_journal(run / "study.db")
     check_journal(run / "study.db")  # as a killed process of our own leaves it
-    victim = str(secret / "file").encode()
-    number = (2**30 // 4096 + 1).to_bytes(4, "big")
-    length, checksum = len(victim).to_bytes(4, "big"), sum(victim).to_bytes(4, "big")
-    with (run / "study.db-journal").open("ab") as file:
-        file.write(number + victim + length + checksum + bytes.fromhex("d9d505f920a163d7"))
+    name_a_file(run / "study.db-journal", secret / "file")
     refused(call(command, run), "study.db-journal")
     assert untouched(secret)
     sqlite3.connect(run / "study.db").execute("select count(*) from t")
     assert not untouched(secret), "the oracle: SQLite itself deletes the file"
+
+
+def name_a_file(journal: Path, victim: Path) -> None:
+    """Append the record of a super-journal."""
+    name = str(victim).encode()
+    page, length, checksum = (number.to_bytes(4, "big") for number in (2**30 // 4096 + 1, len(name), sum(name)))
+    with journal.open("ab") as file:
+        file.write(page + name + length + checksum + bytes.fromhex("d9d505f920a163d7"))
 
 
 def hot_journal(path: Path) -> None:
@@ -199,15 +209,12 @@ class Bomb:
         return Path.touch, (Path(self.marker),)
 
 
-def read_losses(folder: Path, content: bytes) -> None:
-    """Let a race read made-up losses of trial 0, which it refuses."""
-    path = folder / LOSSES / "0.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    evaluator: Any = SimpleNamespace(data=SimpleNamespace(search=SimpleNamespace(num_samples=SAMPLES)))
-    trial = Trial(number=0, candidate=(0,), state="complete", score=0.5, costs={})
-    with pytest.raises(UserError, match="damaged"):
-        Races(evaluator, list(range(SAMPLES)), folder)._losses(trial)
+def refused_losses(folder: Path, content: bytes) -> None:
+    """Let made-up losses of a trial be read."""
+    for name in ("0.npy", "0.npz"):
+        (folder / name).write_bytes(content)
+        with pytest.raises(UserError, match="damaged"):
+            read_losses(folder / name, SAMPLES)
 
 
 def test_no_reader_unpickles(tmp_path: Path) -> None:
@@ -227,7 +234,7 @@ def test_no_reader_unpickles(tmp_path: Path) -> None:
         (tmp_path / "data.pkl").write_bytes(content)
         with pytest.raises(UserError):
             load_arrays(tmp_path / "data.pkl")
-        read_losses(tmp_path, content)
+        refused_losses(tmp_path, content)
         write_checkpoint(tmp_path / "c", {}, {})
         checkpoint = (tmp_path / "c").read_bytes()
         (tmp_path / "c").write_bytes(checkpoint[:19] + hashlib.sha256(content).digest() + content)
@@ -240,7 +247,7 @@ def test_no_reader_unpickles(tmp_path: Path) -> None:
 def test_absurd_sizes_give_a_message(run: Path, tmp_path: Path, size: int) -> None:
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': ({size},), }}".ljust(117) + "\n"
     npy = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + b"\0" * 64
-    read_losses(tmp_path, npy)
+    refused_losses(tmp_path, npy)
 
     header_bytes = json.dumps({"w": {"dtype": "F32", "shape": [size], "data_offsets": [0, 4 * size]}}).encode()
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header_bytes)) + header_bytes)
@@ -292,6 +299,7 @@ FORGED: list[Any] = [None, True, -1, 10**400, "x", "../x", [], {}, [[]], {"a": {
 def test_forged_json_is_read_or_ends_in_a_message(run: Path, name: str, value: Any) -> None:
     path = run / name
     whole = json.loads(path.read_text())
+    whole.pop("digest", None)
     for content in (value, *({**whole, key: value} for key in whole)):
         path.write_text(json.dumps(content))
         with suppress(UserError):
@@ -361,3 +369,18 @@ def test_a_card_shows_names_as_they_are(run: Path) -> None:
     assert "[a](" not in text.replace("\\[a\\](", "")
     assert "\n# b" not in text
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") == 4
+
+
+def test_the_doctor_touches_nothing_elsewhere(run: Path, secret: Path) -> None:
+    hot_journal(run / "study.db")
+    name_a_file(run / "study.db-journal", secret / "file")
+    result = call("doctor", run, "--mend")
+    assert result.exit_code == 1, result.output
+    assert "names another file" in result.stdout
+    assert untouched(secret)
+    (run / "finetune" / "\x1b[2J").mkdir(parents=True)
+    assert "\x1b" not in call("doctor", run).stdout
+    shutil.rmtree(run / "profile")
+    (run / "profile").symlink_to(secret)
+    refused(call("doctor", run, "--mend"), "profile", "link that leads out")
+    assert untouched(secret)

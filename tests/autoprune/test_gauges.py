@@ -16,6 +16,7 @@ from autoprune.gauge import OCCASIONS
 from autoprune.gauges import Gauges, make_gauges, named_devices
 from autoprune.latency import LatencyModel, Sample, mixed
 from autoprune.measure import Latency
+from autoprune.progress import NO_PROGRESS
 from autoprune.search_spaces import Budget, SearchSpace, UserError, trace
 from tests.autoprune.runs import tiny_net
 
@@ -85,7 +86,7 @@ def test_a_model_of_another_release_of_the_runtime_is_not_used(tmp_path: Path) -
     found.gauges[0].model = learnt(SPACE, 4.0)
     found.save(tmp_path)
     with pytest.raises(UserError, match=r"was measured on .*, this is eager.*--measure-latency"):
-        found.load(SPACE, tmp_path)
+        found.load(SPACE, tmp_path, NO_PROGRESS)
 
 
 def test_each_limit_has_the_gauge_of_its_device_and_batch() -> None:
@@ -213,7 +214,7 @@ def test_only_who_measures_needs_the_device(tmp_path: Path) -> None:
     for mend, words in ((None, "Measure again on this device"), ("Work there.", "Work there.")):
         gauges.mend = mend
         with pytest.raises(UserError, match=f"measured on eager on a machine elsewhere, this is .*{words}"):
-            gauges.load(SPACE, tmp_path)
+            gauges.load(SPACE, tmp_path, NO_PROGRESS)
     gauges.measuring = False
-    gauges.load(SPACE, tmp_path)
+    gauges.load(SPACE, tmp_path, NO_PROGRESS)
     assert gauges.gauges[0].predictor.dense_ms == 4.0

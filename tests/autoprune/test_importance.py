@@ -20,9 +20,11 @@ from autoprune.architecture import Architecture
 from autoprune.cli import app
 from autoprune.config import SearchConfig
 from autoprune.data import Data
+from autoprune.documents import Damaged
 from autoprune.importance import SCORES_FILE, collect, load_scores, save_scores
 from autoprune.points import fine_tune
 from autoprune.search_spaces import CRITERIA, SearchSpace
+from tests.autoprune.documents import rewrite
 from tests.autoprune.fakes import ConvNet, conv_net, image_data
 from tests.autoprune.runs import DIGITS, NET, QUICK, SETTINGS, loaders, tiny_net
 
@@ -123,23 +125,25 @@ def test_scores_last_to_the_last_bit(tmp_path: Path, name: str) -> None:
         ('"space": "', '"space": "x', "another model or criterion"),
         ('"conv1"', '"conv9"', "damaged"),
         ("0.", "O.", "not a JSON file"),
+        ('"digest": "', '"digest": "0', "not what was written"),
     ],
 )
 def test_scores_of_something_else_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
     data = image_data()
     space = space_of(conv_net(), data)
-    with pytest.raises(ap.UserError, match=r"holds no scores .profile/importance.json.. Restore the file"):
+    with pytest.raises(Damaged, match=r"importance\.json is missing"):
         load_scores(space, "taylor", tmp_path)
     collect(space, "taylor", data, num_samples=16)
     save_scores(space, "taylor", tmp_path, num_samples=16)
     text = (tmp_path / SCORES_FILE).read_text()
     assert old in text
+    if "digest" not in old:
+        text = re.sub(r',\n "digest": "\w+"', "", text)
     (tmp_path / SCORES_FILE).write_text(text.replace(old, new))
     with pytest.raises(ap.UserError, match=message):
         load_scores(space, "taylor", tmp_path)
-    content = json.loads(text)
-    content["scores"]["conv1"].pop()
-    (tmp_path / SCORES_FILE).write_text(json.dumps(content))
+    (tmp_path / SCORES_FILE).write_text(text)
+    rewrite(tmp_path / SCORES_FILE, lambda content: content["scores"]["conv1"].pop())
     with pytest.raises(ap.UserError, match=r"damaged.*one score per unit"):
         load_scores(space, "taylor", tmp_path)
 
@@ -195,9 +199,26 @@ def test_a_study_uses_one_ranking_from_begin_to_end(tmp_path: Path, name: str, m
     assert Architecture.read(run / "front" / "0").importance == name
     assert f"Units ranked by {name} on 64 training samples." in (run / "front" / "0" / "card.md").read_text()
     assert f'importance = "{name}"' in (run / "config.toml").read_text()
-    (run / SCORES_FILE).unlink()
-    with pytest.raises(ap.UserError, match=r"holds no scores"):
-        ap.resume(run, trials=1, model=tiny_net(), **loaders())
+    monkeypatch.undo()
+    for damage in (Path.unlink, lambda path: path.write_text("{")):
+        damage(run / SCORES_FILE)
+        ap.resume(run, model=tiny_net(), **loaders())
+        assert (run / SCORES_FILE).read_bytes() == stored
+
+
+def test_lost_scores_that_cannot_be_found_again_stop_the_study(tmp_path: Path) -> None:
+    """With ones that may differ, its trials would not be comparable any more."""
+    run, settings = tmp_path / "r", {**SETTINGS, "importance": "taylor", "importance_samples": 64, "points": 1}
+    ap.search(tiny_net(), **loaders(), **settings, trials=1, run=run)
+    (run / SCORES_FILE).write_text("{")
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(re.sub(r'importance = "\w{16}"', 'importance = "another"', config))
+    with pytest.raises(ap.UserError, match="computed again are not those that the trials were made with"):
+        ap.resume(run, model=tiny_net(), **loaders())
+    (run / "config.toml").write_text(re.sub(r'importance = "\w{16}"\n', "", config))  # made by an older release
+    with pytest.raises(ap.UserError, match="scores computed again need not be the same"):
+        ap.resume(run, model=tiny_net(), **loaders())
+    assert (run / SCORES_FILE).read_text() == "{"
 
 
 def test_the_stored_scores_are_used_not_recomputed(tmp_path: Path) -> None:
@@ -205,9 +226,11 @@ def test_the_stored_scores_are_used_not_recomputed(tmp_path: Path) -> None:
     run, settings = tmp_path / "r", {**SETTINGS, "importance": "mean_activation", "points": 1}
     ap.search(tiny_net(), **loaders(), **settings, trials=1, run=run)
     kept = set(kept_filters(run / "front" / "0"))
-    content = json.loads((run / SCORES_FILE).read_text())
-    content["scores"] = {name: [-s for s in scores] for name, scores in content["scores"].items()}
-    (run / SCORES_FILE).write_text(json.dumps(content))
+
+    def turn(content: dict[str, Any]) -> None:
+        content["scores"] = {name: [-s for s in scores] for name, scores in content["scores"].items()}
+
+    rewrite(run / SCORES_FILE, turn)
     (run / "front.json").unlink()
     ap.resume(run, model=tiny_net(), **loaders())
     turned = set(kept_filters(run / "front" / "0"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -22,6 +21,7 @@ from autoprune.measure.robust import Estimate
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces import Budget, Candidate, SearchSpace, UserError, trace
 from autoprune.search_spaces.types import FloatArray
+from tests.autoprune.documents import rewrite
 
 Law = Callable[[SearchSpace, list[Candidate]], FloatArray]
 
@@ -343,7 +343,8 @@ def test_a_bad_confidence_is_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "another format"),
+        ({"format": 1}, "its format is 1, not 2"),
+        ({"format": 3}, "newer autoprune"),
         ({"fingerprint": "x"}, "another device"),
         ({"space": "x"}, "another network"),
         ({"samples": [{"candidate": [0]}]}, "is damaged"),
@@ -354,6 +355,6 @@ def test_a_bad_confidence_is_refused() -> None:
 def test_files_that_cannot_be_used(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     path = tmp_path / "model.json"
     learnt(additive).save(path)
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    rewrite(path, lambda content: content.update(change))
     with pytest.raises(UserError, match=message):
         LatencyModel.load(path, resnet())

@@ -18,6 +18,7 @@ import autoprune as ap
 from autoprune import profiling
 from autoprune.cli import app
 from autoprune.data import Data
+from autoprune.documents import Damaged, Unreadable
 from autoprune.estimate import estimate
 from autoprune.evaluate import Evaluator
 from autoprune.kl_table import KLTable, bends, monotone, spread
@@ -108,10 +109,14 @@ def test_tables_last_to_the_last_bit_and_damage_is_noticed(tmp_path: Path) -> No
     found.save(path)
     assert KLTable.load(path) == found
     content = json.loads(path.read_text())
+    old = {name: value for name, value in content.items() if name != "digest"}
     changes: tuple[dict[str, Any], ...] = ({"format": 2}, {"measured": {}}, {"estimate": [[1.0]]}, {"levels": 3})
     for change in changes:
         path.write_text(json.dumps({**content, **change}))
-        with pytest.raises(ap.UserError, match="Delete it"):
+        with pytest.raises(Damaged, match="not what was written"):
+            KLTable.load(path)
+        path.write_text(json.dumps({**old, **change}))
+        with pytest.raises(Unreadable, match="newer" if "format" in change else "is damaged"):
             KLTable.load(path)
 
 
@@ -301,8 +306,15 @@ def test_command_line(tmp_path: Path) -> None:
         assert (failed.exit_code, failed.stdout) == (2, "")
         assert words in failed.stderr
         assert failed.stderr.count("error: ") == 1
+    whole = (run / TABLE).read_bytes()
     (run / TABLE).write_text("{")
-    assert call("profile", run).exit_code == 2
+    again = call("profile", run, "--samples", "64", "--json")
+    assert f"{run / TABLE} is damaged: it is not a JSON file" in again.stderr
+    assert (run / TABLE).read_bytes() == whole
+    (run / TABLE).write_text('{"format": 2}')
+    refused = call("profile", run)
+    assert (refused.exit_code, (run / TABLE).read_text()) == (2, '{"format": 2}')
+    assert "newer autoprune" in refused.stderr
 
 
 def test_from_python(tmp_path: Path) -> None:

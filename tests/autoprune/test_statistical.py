@@ -14,7 +14,7 @@ import autoprune as ap
 from autoprune.agents.base import Trial
 from autoprune.bounds import Cut
 from autoprune.prunings import describe_prunings, is_audited, rate_interval
-from autoprune.races import LOSSES, Races
+from autoprune.races import LOSSES, Races, read_losses
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import FloatArray
 from autoprune.statistical import PairedTest, draw_order, weights
@@ -165,13 +165,27 @@ def test_losses_are_kept_and_made_again(tmp_path: Path) -> None:
     evaluator = table_evaluator(logits, targets, "accuracy", batch_size=16)
     first = incumbent(Races(evaluator, list(range(400)), tmp_path))
     outcomes = []
-    for path in (None, tmp_path / LOSSES / "0.npy"):
-        if path is not None:
-            path.unlink()
-        outcomes.append(Races(evaluator, list(range(400)), tmp_path)(1, (1,), first))
-    assert outcomes[0] == outcomes[1]
-    (tmp_path / LOSSES / "0.npy").write_bytes(b"\x93NUMPY")
-    with pytest.raises(UserError, match="damaged"):
+    path, said = tmp_path / LOSSES / "0.npz", []
+    progress: Any = type("Lines", (), {"say": lambda _, text: said.append(text)})()
+    whole = path.read_bytes()
+    old = np.load(path)["losses"]
+    flipped = bytearray(whole)
+    flipped[whole.index(b"\x93NUMPY") + 128] ^= 1
+    for stored in (whole, None, whole[:-40], bytes(flipped), b"\x93NUMPY"):
+        path.unlink()
+        if stored is not None:
+            path.write_bytes(stored)
+        outcomes.append(Races(evaluator, list(range(400)), tmp_path, progress=progress)(1, (1,), first))
+        assert np.array_equal(read_losses(path, 400), old)
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+    assert len(said) == 3
+    assert all("0.npz is damaged" in line for line in said)
+    path.unlink()
+    np.save(path.with_suffix(".npy"), old)  # of an earlier release
+    assert np.array_equal(read_losses(path, 400), old)
+    with path.open("wb") as file:
+        np.savez(file, losses=old, format=2)
+    with pytest.raises(UserError, match="newer autoprune"):
         Races(evaluator, list(range(400)), tmp_path)(1, (1,), first)
 
 

@@ -202,7 +202,7 @@ def test_other_format(tmp_path: Path) -> None:
 
 def test_leftovers_are_swept_on_opening(tmp_path: Path) -> None:
     fill(tmp_path / "r")
-    (tmp_path / "r" / f".{CONFIG}.1.tmp").write_text("[run]\nfor")
+    (tmp_path / "r" / f".{CONFIG}.4194309.tmp").write_text("[run]\nfor")
     with Study.open(tmp_path / "r") as study:
         assert study.trials == TRIALS
     assert not list((tmp_path / "r").glob(".*"))

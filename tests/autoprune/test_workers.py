@@ -172,6 +172,9 @@ def test_a_worker_elsewhere_is_told_which_study_to_trust(tmp_path: Path) -> None
     url = f"sqlite:///{tmp_path / 'r' / 'study.db'}"
     with pytest.raises(UserError, match=r"study '.*' in sqlite:///.*study\.db runs.*somebody\.elses:net.*--trust"):
         ap.work(storage=url)
+    with pytest.raises(UserError) as refused:
+        ap.work(storage=url, weights="mine.safetensors")
+    assert "mine" not in str(refused.value)  # who names them here trusts them
 
 
 def test_a_worker_names_one_of_several_studies(tmp_path: Path) -> None:
