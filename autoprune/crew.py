@@ -1,31 +1,50 @@
-"""Further workers for a search: processes on this machine, or tasks of a Ray cluster."""
+"""Further workers for a search, and what becomes of them: processes on this machine, or tasks of a Ray cluster.
+
+A search needs no worker but itself: what a worker leaves undone is taken over. So one that fails is reported, at once,
+and never ends the search.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
-from typing import IO
+from typing import Protocol
 
-import torch
-
+from autoprune import stopping
 from autoprune.config import FROM_PYTHON, SearchConfig
+from autoprune.crew_local import processes
+from autoprune.crew_ray import ray_tasks
 from autoprune.progress import Progress
 from autoprune.search_spaces.errors import UserError, unknown
-from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
 
 EXECUTORS = ("local", "ray")
 
-LOGS = "logs"
-"""Folder in that of the run: what workers reported."""
+POLL_S = 0.2
+"""How often to look after workers. Less than `stopping.ONE_REQUEST_S`: a worker that Ctrl-C has reached as well as this
+process takes what it is sent from here for the same request."""
 
-LEAVE_S = 40.0
-"""Time that workers get to finish or abandon their trial, before they are killed."""
+IDLE_S = 5.0
+"""Time that workers get to end when every trial is stored: there is nothing left that they could lose."""
+
+LEAVE_S = stopping.GRACE_S + 5.0
+"""Time that workers get to finish their trial, or give it back, when the search is stopped."""
+
+
+class Member(Protocol):
+    """A worker that was started for a search."""
+
+    def ended(self) -> str | None:
+        """None while it works; then what went wrong, empty if nothing did."""
+
+    def stop(self) -> None:
+        """Ask it to leave: it finishes its trial, or gives it back."""
+
+    def kill(self) -> None:
+        """End it now."""
 
 
 def check_crew(config: SearchConfig, workers: int, executor: str) -> None:
@@ -63,71 +82,76 @@ def crew(study: Study, workers: int, executor: str, progress: Progress) -> Itera
     if workers == 1:
         yield
         return
-    with _ray_tasks(study, workers - 1) if executor == "ray" else _processes(study, workers, progress):
+    hired: AbstractContextManager[Sequence[Member]]
+    hired = ray_tasks(study, workers - 1, progress) if executor == "ray" else processes(study, workers)
+    with hired as members, overseen(members, progress):
         yield
 
 
 @contextmanager
-def _processes(study: Study, workers: int, progress: Progress) -> Iterator[None]:
-    before = torch.get_num_threads()
-    threads = max(1, before // workers)  # or all would compute on all cores
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, VARIABLE: study.address.secret}
-    command = [sys.executable, "-m", "autoprune", "worker", str(study.path)]
-    (study.path / LOGS).mkdir(exist_ok=True)
-    torch.set_num_threads(threads)
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, before)
-        logs: list[IO[bytes]] = []
-        started: list[subprocess.Popen[bytes]] = []
-        try:
-            for index in range(1, workers):
-                logs.append(stack.enter_context((study.path / LOGS / f"worker-{index}.log").open("wb")))
-                started.append(subprocess.Popen(command, env=environment, stdout=logs[-1], stderr=subprocess.STDOUT))
-            yield
-        except BaseException:
-            for process in started:
-                process.terminate()  # they finish their trial, or give it back
-            raise
-        finally:
-            _dismiss(started, study, progress)
-
-
-def _dismiss(started: list[subprocess.Popen[bytes]], study: Study, progress: Progress) -> None:
-    """Wait until workers have ended; say which did not end well, with their last line."""
-    deadline = time.monotonic() + LEAVE_S
-    for index, process in enumerate(started, 1):
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        if process.returncode not in (0, 130, 143):
-            path = study.path / LOGS / f"worker-{index}.log"
-            lines = path.read_text(errors="replace").strip().splitlines()
-            progress.say(
-                f"Worker {index} ended with exit code {process.returncode}: {lines[-1] if lines else ''} ({path})"
-            )
-
-
-@contextmanager
-def _ray_tasks(study: Study, count: int) -> Iterator[None]:
-    """Run workers as tasks of the Ray cluster that this machine belongs to, or else of one on this machine."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    # a task that dies is started again: its trial is taken over, so nothing is evaluated twice
-    take_part = ray.remote(max_retries=3)(_take_part)
-    tasks = [take_part.remote(study.address.secret, study.name) for _ in range(count)]
+def overseen(members: Sequence[Member], progress: Progress) -> Iterator[None]:
+    """Look after workers while the block runs, and see them off at its end."""
+    overseer = _Overseer(members, progress)
     try:
-        yield
-        ray.get(tasks, timeout=LEAVE_S)
-    finally:
-        for task in tasks:
-            ray.cancel(task)
+        with overseer.watching():
+            yield
+    except BaseException:
+        overseer.stop()
+        overseer.see_off(LEAVE_S)
+        raise
+    overseer.see_off(IDLE_S)
 
 
-def _take_part(storage: str, name: str) -> int:
-    from autoprune.worker import work
+class _Overseer:
+    """Reports workers that fail, and passes on what this process is asked; one thread at a time uses it."""
 
-    return work(storage=storage, study=name, trust=True)  # by whoever started the search
+    def __init__(self, members: Sequence[Member], progress: Progress) -> None:
+        self._working = dict(enumerate(members, 1))
+        self._progress = progress
+        self._stopped = False
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        over = threading.Event()
+        thread = threading.Thread(target=self._watch, args=(over,), name="autoprune crew", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        while self._working and not over.wait(POLL_S):
+            if stopping.wanted():
+                self.stop()
+            if self._report() and not self._working:
+                self._progress.say("No other worker is left: the search goes on in this process alone.")
+
+    def _report(self) -> bool:
+        """Forget the workers that have ended; say which of them failed, and whether any did."""
+        failed = False
+        for index, member in list(self._working.items()):
+            why = member.ended()
+            if why is not None:
+                del self._working[index]
+            if why:
+                self._progress.say(f"Worker {index} {why}")
+                failed = True
+        return failed
+
+    def stop(self) -> None:
+        """Ask all to leave, once: asked twice, they would abandon their trials."""
+        if not self._stopped:
+            self._stopped = True
+            for member in self._working.values():
+                member.stop()
+
+    def see_off(self, seconds: float) -> None:
+        """Wait until all have ended, and end those that have not in time."""
+        deadline = time.monotonic() + seconds
+        while self._working and time.monotonic() < deadline:
+            self._report()
+            time.sleep(0.02)
+        for member in self._working.values():
+            member.kill()

@@ -44,12 +44,16 @@ class Gauges:
     Attributes:
         gauges: the first is the one that front points are shown with.
         lend: holds a device, by its name, while something is measured on it: for one worker at a time.
+        measuring: whether anything is measured by this process; a worker that only predicts needs no such device.
+        mend: what to do where `load` finds that this is another device; None: measure it.
         costs: cost name -> (quantity, its gauges): one, or for `WORST` all that measure latency.
     """
 
     def __init__(self, gauges: Iterable[Gauge], costs: Mapping[str, tuple[str, tuple[Gauge, ...]]]) -> None:
         self.gauges = tuple(gauges)
         self.lend: Callable[[str], AbstractContextManager[object]] = nullcontext
+        self.measuring = True
+        self.mend: str | None = None
         self.costs = dict(costs)
 
     @property
@@ -135,8 +139,10 @@ class Gauges:
             raise
         except UserError as error:
             raise UserError(f"{error} {again}") from None
-        if model.runtime != gauge.runtime.describe():
-            raise UserError(f"{path} was measured on {model.runtime}, this is {gauge.runtime.describe()}. {again}")
+        if self.measuring and model.runtime != gauge.runtime.describe():
+            raise UserError(
+                f"{path.name} was measured on {model.runtime}, this is {gauge.runtime.describe()}. {self.mend or again}"
+            )
         if gauge.metered:
             watts = read_document(run / FOLDER / WATTS, FORMAT)
             with parsing(run / FOLDER / WATTS):

@@ -33,7 +33,7 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import Address, Claim, Database, Turn
 from autoprune.storage.claims import Claims
-from autoprune.storage.database import damaged
+from autoprune.storage.database import damaged, storage_errors
 from autoprune.storage.presence import Presence, beating
 
 FILE = "study.db"
@@ -80,6 +80,7 @@ class Study:
         self.path = path
         self.config = config
         self.trials: list[Trial] = []
+        self._sees_folder = True
         self._database = database
         self._closing: list[Callable[[], object]] = [database.close]
         self.news()
@@ -177,6 +178,7 @@ class Study:
             database.close()
             shutil.rmtree(folder)
             raise
+        study._sees_folder = False
         study._closing += [presence.leave, lambda: shutil.rmtree(folder, ignore_errors=True)]
         return study
 
@@ -204,6 +206,11 @@ class Study:
         return name
 
     @property
+    def where(self) -> str:
+        """Where to find it, for messages: its folder, or for a worker that does not see that, its storage."""
+        return str(self.path) if self._sees_folder else f"the study {self.name!r} in {self.address.shown}"
+
+    @property
     def _claims(self) -> Claims:
         assert self._database.claims is not None, "opened for reading only"
         return self._database.claims
@@ -220,7 +227,8 @@ class Study:
 
     def next(self) -> Turn:
         """Claim a trial of those that are planned; see `Turn` for what else that tells."""
-        return self._claims.next(self.config.trials)
+        with storage_errors(self.address):
+            return self._claims.next(self.config.trials)
 
     @contextmanager
     def working(self, claim: Claim) -> Iterator[None]:
@@ -239,11 +247,13 @@ class Study:
         Raises:
             LostClaim: another worker has taken the trial over.
         """
-        return self._claims.begin(claim, candidate)
+        with storage_errors(self.address):
+            return self._claims.begin(claim, candidate)
 
     def pending(self, claim: Claim) -> dict[int, tuple[int, ...] | None]:
         """By number, what others evaluate now; None where they do not know yet."""
-        return self._claims.pending(claim)
+        with storage_errors(self.address):
+            return self._claims.pending(claim)
 
     def store(
         self, claim: Claim, trial: Trial, keep_ratios: Mapping[str, float], limits: Mapping[str, float] | None = None

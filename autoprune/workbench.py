@@ -6,7 +6,7 @@ What the configuration cannot hold, the caller hands over again; `check_same` th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -173,10 +173,15 @@ def rebuild_workbench(
     run: Path,
     progress: Progress = NO_PROGRESS,
     *,
+    where: str = "",
+    own: Collection[str] = (),
     trust: bool = False,
     **given: Unpack[HandedOver],
 ) -> Workbench:
     """As `make_workbench`, for a run that exists; `given` is what the search was given in Python.
+
+    `where` says, for messages, where the run is found, empty for its folder; `own` names settings that the user of this
+    process gave, which need no trust.
 
     Every command that goes on with a run comes through here, so here it is asked whether the run is trusted. Of a run
     that is still being prepared, the units may not be ranked yet, and the space may change with `align`.
@@ -186,9 +191,10 @@ def rebuild_workbench(
             names what runs code or lies elsewhere, and nobody trusts it: see `trust`.
     """
     objects = handed_over(config, **given)
-    check_trusted(_without(config, objects), str(run), trust=trust)
+    nothing: dict[str, Any] = dict.fromkeys(own)
+    check_trusted(replace(_without(config, objects), **nothing), where or str(run), trust=trust)
     bench = make_workbench(config, objects)
-    check_same(config.fingerprints, fingerprints(bench), run)
+    check_same(config.fingerprints, fingerprints(bench), where or str(run))
     if config.prepared and reads_data(config.importance):
         rank_units(bench.space, bench.data, config, run, loss=objects.importance_loss, progress=progress)
     return bench
@@ -246,7 +252,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> None:
+def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path | str) -> None:
     """Refuse to go on with a run whose weights, data or model are not those it began with.
 
     Raises:
@@ -260,8 +266,8 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path) -> 
     for name in described:
         if before.get(name) != now[name]:
             raise UserError(
-                f"{described[name]} the run {run} began with: its trials would not be comparable with new ones. "
-                f"Restore what was changed (see {run / 'config.toml'}), or start a new run."
+                f"{described[name]} that {run} began with: its trials would not be comparable with new ones. "
+                "Restore what was changed (see config.toml), or start a new run."
             )
 
 

@@ -38,6 +38,9 @@ _known: dict[str, Address] = {}
 SQLITE_TIMEOUT_S = 60
 """Wait this long for another process that is writing."""
 
+CONNECT_TIMEOUT_S = 10
+"""Wait this long for a server, where the URL says nothing else."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -106,8 +109,10 @@ class Address:
             sync: what is committed to a file is on the disk when the commit returns.
         """
         if self.path is None:
+            assert self.url is not None
+            connecting = {} if "connect_timeout" in self.url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
             # a connection that was dropped meanwhile is noticed before it is used
-            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600}
+            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600, "connect_args": connecting}
         # A creator, not a URL: a path may hold characters that a URL would read as its own.
         return "sqlite://", {"creator": partial(self.connect, writing=writing, sync=sync)}
 

@@ -24,16 +24,16 @@ from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
 from sqlalchemy import Engine, create_engine, delete, event, insert, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import QueuePool
 
 from autoprune.journal import check_journal
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import devices, notes, tables
-from autoprune.storage.address import Address
+from autoprune.storage.address import VARIABLE, Address
 from autoprune.storage.claims import Claim, Claims, LostClaim
-from autoprune.storage.patience import is_broken, patiently
+from autoprune.storage.patience import is_broken, patiently, said
 from autoprune.storage.presence import Presence
 
 
@@ -108,9 +108,8 @@ class Database:
             try:
                 storage = _open_storage(address, writing=presence is not None)
                 cached = optuna.storages.get_storage(storage)  # finished trials are read once
+                name = _chosen(name, optuna.get_all_study_names(storage), address)
                 return cls(address, storage, optuna.load_study(study_name=name, storage=cached), presence)
-            except KeyError:
-                raise UserError(f"{address.shown} holds no study {name!r}. Name one that it holds: --study.") from None
             except (ValueError, RuntimeError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
                 if address.path is None or isinstance(error, UserError) or disk_error(error, None) is not None:
                     raise
@@ -269,17 +268,34 @@ def storage_errors(address: Address) -> Iterator[None]:
             raise of_disk from error
         if address.path is None and is_broken(error):
             raise UserError(
-                f"The storage {address.shown} cannot be reached: {_said(error)}. What is stored there stays. Check the "
-                "server, the name and the password, then go on with the same command."
+                f"The storage {address.shown} cannot be reached: {said(error)}. What is stored there stays. Check the "
+                f"server, the name and the password (the URL with it can be given as {VARIABLE}), then go on with the "
+                "same command."
+            ) from None
+        if address.path is None and isinstance(_first(error), ProgrammingError):
+            raise UserError(
+                f"The storage {address.shown} refuses: {said(error)}. The user of the URL must be allowed to make, "
+                "read and write tables there."
             ) from None
         raise
 
 
-def _said(error: BaseException) -> str:
-    """What the driver says, in one line."""
-    while error.__cause__ is not None:
+def _first(error: BaseException) -> BaseException:
+    """What SQLAlchemy raised, whatever Optuna made of it."""
+    while isinstance(error.__cause__, SQLAlchemyError):
         error = error.__cause__
-    return " ".join(str(getattr(error, "orig", error)).split()).rstrip(".")
+    return error
+
+
+def _chosen(name: str | None, names: Sequence[str], address: Address) -> str:
+    """The name of the study that is wanted: the only one, where none was given."""
+    if name in names:
+        return str(name)
+    if name is None and len(names) == 1:
+        return names[0]
+    what = f"{len(names)} studies" if name is None else f"no study {name!r}"
+    known = ", ".join([*sorted(names)[:10], *(["..."] if len(names) > 10 else [])]) if names else "none"
+    raise UserError(f"{address.shown} holds {what}. Name one of these: --study NAME. There are: {known}.")
 
 
 def _open_storage(address: Address, *, writing: bool) -> RDBStorage:
@@ -319,8 +335,8 @@ def _check_file(address: Address) -> None:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's "experimental" warnings and its line about every study made."""
-    optuna.logging.set_verbosity(logging.WARNING)
+    """Silence Optuna: what is experimental, each study made, and pages of SQL where a server goes away."""
+    optuna.logging.set_verbosity(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         yield

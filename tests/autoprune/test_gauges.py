@@ -203,3 +203,18 @@ def test_several_limits_on_several_devices_are_kept_to_the_end_and_over_a_resume
     again = ap.resume(tmp_path / "r", trials=1)
     assert [t.readings for t in again.trials[:2]] == [t.readings for t in result.trials]
     assert len(again.trials) == 3
+
+
+def test_only_who_measures_needs_the_device(tmp_path: Path) -> None:
+    """A worker on another machine predicts with what was learnt on this one; measuring there is refused."""
+    gauges = gauges_of("latency=0.8x", runtimes=("eager",))
+    gauges.gauges[0].model = learnt(SPACE, 4.0)
+    gauges.gauges[0].model.runtime = "eager on a machine elsewhere"
+    gauges.save(tmp_path)
+    for mend, words in ((None, "Measure again on this device"), ("Work there.", "Work there.")):
+        gauges.mend = mend
+        with pytest.raises(UserError, match=f"measured on eager on a machine elsewhere, this is .*{words}"):
+            gauges.load(SPACE, tmp_path, NO_PROGRESS)
+    gauges.measuring = False
+    gauges.load(SPACE, tmp_path, NO_PROGRESS)
+    assert gauges.gauges[0].predictor.dense_ms == 4.0

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ from autoprune.agents.base import Trial
 from autoprune.crew import check_crew
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
+from autoprune.storage import Address, Database
+from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 from tests.autoprune.test_controller import SPACE, Stubborn, config, controller, score
@@ -163,7 +166,33 @@ def test_a_worker_that_comes_too_early_is_told(tmp_path: Path) -> None:
     assert list((tmp_path / "r" / "workers").iterdir()) == []
 
 
-def test_a_worker_is_given_one_study() -> None:
+def test_a_worker_elsewhere_is_told_which_study_to_trust(tmp_path: Path) -> None:
+    with Study.create(tmp_path / "r", replace(config(), model="somebody.elses:net")) as study:
+        study.share()
+    url = f"sqlite:///{tmp_path / 'r' / 'study.db'}"
+    with pytest.raises(UserError, match=r"study '.*' in sqlite:///.*study\.db runs.*somebody\.elses:net.*--trust"):
+        ap.work(storage=url)
+    with pytest.raises(UserError) as refused:
+        ap.work(storage=url, weights="mine.safetensors")
+    assert "mine" not in str(refused.value)  # who names them here trusts them
+
+
+def test_a_worker_names_one_of_several_studies(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        Database.create(Address.of_file(tmp_path / "s.db"), name, ["score", "macs"], {})
+    for study, what in ((None, "holds 2 studies"), ("third", "holds no study 'third'")):
+        with pytest.raises(UserError, match=rf"{what}.*--study NAME.*first, second"):
+            ap.work(storage=f"sqlite:///{tmp_path / 's.db'}", study=study)
+
+
+def test_the_environment_names_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, f"sqlite:///{tmp_path / 'missing.db'}")
+    with pytest.raises(UserError, match=r"missing\.db is missing"):
+        ap.work(study="first")
+
+
+def test_a_worker_is_given_one_study(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
     with pytest.raises(UserError, match="run folder, or --storage"):
         ap.work()
     with pytest.raises(UserError, match="run folder, or --storage"):
