@@ -138,12 +138,13 @@ class Controller:
         with self.progress.task("Searching", total=planned, unit="trials", done=done) as task:
             while True:
                 turn = self.study.next()
+                if turn.stored > len(self.study.trials):
+                    self._learn(self.study.news(), known)
                 if turn.claim is not None:
                     with self.study.working(turn.claim):
                         failure = self._work(turn.claim, turn.pending, known)
                 elif turn.stored < planned:
                     time.sleep(POLL_S)
-                self._learn(self.study.news(), known)
                 note = "" if known.best is None else f"best {self.label(known.best)}"
                 task.advance(len(self.study.trials) - done, note=note)
                 done = len(self.study.trials)
@@ -171,7 +172,8 @@ class Controller:
             while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
                 self._wait(known)
             trial, failure = self._try(number, placed, seat, known, start)
-            self.study.store(claim, trial, self.space.keep_ratios(trial.candidate), self._limits(self.budget))
+            kept = self.space.keep_ratios(trial.candidate)
+            self._learn(self.study.store(claim, trial, kept, self._limits(self.budget)), known)
         except LostClaim as lost:
             self.progress.say(f"Dropped: {lost}.")
             return None

@@ -247,13 +247,16 @@ class Study:
 
     def store(
         self, claim: Claim, trial: Trial, keep_ratios: Mapping[str, float], limits: Mapping[str, float] | None = None
-    ) -> None:
+    ) -> list[Trial]:
         """Store a finished trial durably, in one commit; it is on the disk when this returns.
 
         Args:
             claim: of the trial's number.
             keep_ratios: kept / dense per group of its candidate, shown as parameters by Optuna's tools.
             limits: upper limit by cost, shown as constraints.
+
+        Returns:
+            As `news`, this trial included.
 
         Raises:
             LostClaim: another worker has taken the trial over; nothing is stored.
@@ -262,7 +265,11 @@ class Study:
         assert trial.number == claim.number
         names = objectives(self.config.budget)[1:]
         frozen = _to_optuna(trial, keep_ratios, names, limits or {})
-        self._database.store(claim, frozen, keep_candidate=trial.state == "complete" and trial.pruning != "subproblem")
+        keep = trial.state == "complete" and trial.pruning != "subproblem"
+        if self._database.store(claim, frozen, keep_candidate=keep) != len(self.trials):
+            return self.news()  # others stored some meanwhile, and these come first
+        self.trials.append(trial)
+        return [trial]
 
     @contextmanager
     def lend(self, device: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,21 +108,24 @@ class Address:
         if self.path is None:
             # a connection that was dropped meanwhile is noticed before it is used
             return self.secret, {"pool_pre_ping": True, "pool_recycle": 600}
-        path = self.path
-
-        def connect() -> sqlite3.Connection:
-            if not writing and not os.access(path.parent, os.W_OK):
-                # without -wal beside it nothing is missing, and SQLite needs no file of its own to read
-                how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
-                return sqlite3.connect(f"file:{quote(str(path))}?{how}", uri=True, timeout=SQLITE_TIMEOUT_S)
-            connection = sqlite3.connect(path, timeout=SQLITE_TIMEOUT_S)
-            if writing:
-                connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait, and a commit is one write
-                connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
-            return connection
-
         # A creator, not a URL: a path may hold characters that a URL would read as its own.
-        return "sqlite://", {"creator": connect}
+        return "sqlite://", {"creator": partial(self.connect, writing=writing, sync=sync)}
+
+    def connect(self, *, writing: bool, sync: bool = True) -> sqlite3.Connection:
+        """Open the file."""
+        assert self.path is not None
+        path, how = self.path, "mode=rwc" if writing else "mode=rw"
+        if not writing and not os.access(path.parent, os.W_OK):
+            # without -wal beside it nothing is missing, and SQLite needs no file of its own to read
+            how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
+        # connections wait in a pool for whichever thread needs one next
+        connection = sqlite3.connect(
+            f"file:{quote(str(path))}?{how}", uri=True, timeout=SQLITE_TIMEOUT_S, check_same_thread=False
+        )
+        if writing:
+            connection.execute("PRAGMA journal_mode = WAL")  # readers do not wait, and a commit is one write
+            connection.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+        return connection
 
 
 def _without_userinfo(text: str) -> str:

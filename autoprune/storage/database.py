@@ -15,7 +15,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial
 from sqlalchemy import Engine, create_engine, delete, event, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import QueuePool
 
 from autoprune.journal import check_journal
 from autoprune.search_spaces.errors import UserError
@@ -53,6 +53,7 @@ class Database:
         # Optuna's number of the study, which our tables name it by
         self._study_id: int = storage.get_study_id_from_name(study.study_name)
         self._storage = storage
+        self._cached = study._storage
         self._finishing: Any = None  # the statement that goes with the transaction under way
         if presence is not None:
             tables.metadata.create_all(storage.engine)
@@ -106,7 +107,8 @@ class Database:
         with _quiet_optuna(), storage_errors(address):
             try:
                 storage = _open_storage(address, writing=presence is not None)
-                return cls(address, storage, optuna.load_study(study_name=name, storage=storage), presence)
+                cached = optuna.storages.get_storage(storage)  # finished trials are read once
+                return cls(address, storage, optuna.load_study(study_name=name, storage=cached), presence)
             except KeyError:
                 raise UserError(f"{address.shown} holds no study {name!r}. Name one that it holds: --study.") from None
             except (ValueError, RuntimeError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
@@ -119,8 +121,11 @@ class Database:
         with storage_errors(self.address):
             return patiently(self.engine, lambda: self.study.get_trials(deepcopy=False))
 
-    def store(self, claim: Claim, trial: FrozenTrial, *, keep_candidate: bool) -> None:
+    def store(self, claim: Claim, trial: FrozenTrial, *, keep_candidate: bool) -> int | None:
         """Store a trial and mark its claim as done, in one transaction.
+
+        Returns:
+            How many trials were stored before it; None where that is not known.
 
         Raises:
             LostClaim: another worker has taken the trial over, and nothing is stored.
@@ -128,18 +133,20 @@ class Database:
         assert self.claims is not None
         claims, statement = self.claims, self.claims.done_by(claim, keep_candidate=keep_candidate)
 
-        def add() -> None:
+        def add() -> int | None:
             self._finishing = statement
             try:
-                self.study.add_trial(trial)
+                added = self._cached.create_new_trial(self._study_id, template_trial=trial)
+                return self._cached.get_trial(added).number  # known without asking the database
             except LostClaim:
                 if not claims.is_stored(claim):  # by an attempt before, whose connection broke when it was done
                     raise
+                return None
             finally:
                 self._finishing = None
 
         with storage_errors(self.address):
-            patiently(self.engine, add)
+            return patiently(self.engine, add)
 
     def _finish_claim(self, session: Session) -> None:
         statement = self._finishing
@@ -210,6 +217,8 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        if self.claims is not None:
+            self.claims.engine.dispose()
         self.engine.dispose()
 
 
@@ -237,7 +246,16 @@ def disk_error(error: BaseException, path: Path | None) -> OSError | None:
     while cause is not None and not isinstance(cause, sqlite3.OperationalError):
         cause = cause.__cause__
     code = next((code for words, code in _DISK.items() if words in str(cause)), None)
-    return None if code is None else OSError(code, f"{os.strerror(code)} ({cause})", str(path))
+    if code is None:
+        return None
+    if code == errno.EIO and path is not None and _is_full(path.parent):
+        code = errno.ENOSPC  # where SQLite cannot extend its index of the log
+    return OSError(code, f"{os.strerror(code)} ({cause})", str(path))
+
+
+def _is_full(folder: Path) -> bool:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize < 2**16
 
 
 @contextmanager
@@ -274,7 +292,7 @@ def _claims_engine(address: Address, engine: Engine) -> Engine:
     if address.path is None:
         return engine
     url, settings = address.for_optuna(writing=True, sync=False)
-    return create_engine(url, poolclass=NullPool, **settings)
+    return create_engine(url, poolclass=QueuePool, **settings)
 
 
 def _check_file(address: Address) -> None:
@@ -285,11 +303,11 @@ def _check_file(address: Address) -> None:
         raise UserError(f"{path} is missing. Restore it from a copy, or start a new run.")
     check_journal(path)
     try:
-        connection = sqlite3.connect(path, timeout=60)
-        try:
+        with closing(address.connect(writing=False)) as connection:
             (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        finally:
-            connection.close()
+            held = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+            if verdict == "ok" and not {"studies", "trials"} <= held:
+                verdict = "it holds no study"
     except sqlite3.DatabaseError as error:
         of_disk = disk_error(error, path)
         if of_disk is not None:
