@@ -172,8 +172,8 @@ class Controller:
             while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
                 self._wait(known)
             trial, failure = self._try(number, placed, seat, known, start)
-            stored = self.study.store(claim, trial, self.space.keep_ratios(trial.candidate), self._limits(self.budget))
-            self._learn(stored, known)
+            kept = self.space.keep_ratios(trial.candidate)
+            self._learn(self.study.store(claim, trial, kept, self._limits(self.budget)), known)
         except LostClaim as lost:
             self.progress.say(f"Dropped: {lost}.")
             return None

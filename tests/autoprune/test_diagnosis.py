@@ -200,7 +200,7 @@ def test_a_damaged_study_is_never_touched(run: Path, name: str) -> None:
 
 def test_a_trial_that_lost_its_content(run: Path) -> None:
     database = sqlite3.connect(run / "study.db")
-    database.execute("UPDATE trial_user_attributes SET value_json = '{}' WHERE trial_id = 2")
+    database.execute("UPDATE trial_system_attributes SET value_json = '{}' WHERE trial_id = 2 AND key = 'trial'")
     database.commit()
     database.close()
     (finding,) = about(run, "study.db")
