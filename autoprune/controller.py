@@ -34,12 +34,13 @@ from autoprune.measure import TooNoisy
 from autoprune.measure.turns import among_others
 from autoprune.progress import NO_PROGRESS, Progress
 from autoprune.prunings import REASONS, is_audited
+from autoprune.records import ROUNDING
 from autoprune.search_spaces.budget import Budget, format_cost
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.statistical import AUDIT
 from autoprune.storage import Claim, LostClaim
-from autoprune.study import ROUNDING, Study, objectives
+from autoprune.study import Study, objectives
 
 Pending: TypeAlias = Mapping[int, Candidate | None]
 """What others evaluate now, by number; None where they do not know yet."""

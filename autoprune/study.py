@@ -11,24 +11,20 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, TrialState
-
-from autoprune.agents.base import Reading, Trial
+from autoprune.agents.base import Trial
 from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
 from autoprune.files import atomic_folder, atomic_write, remove_leftovers
 from autoprune.lock import FolderLock
 from autoprune.measure.turns import alone
+from autoprune.records import from_optuna, to_optuna
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import Address, Claim, Database, Turn
@@ -40,28 +36,6 @@ FILE = "study.db"
 
 PROFILE = "profile"
 """Folder of what was measured once; workers that do not see the run folder get a copy of its JSON files."""
-
-ROUNDING = 1e-9
-"""A cost may exceed its limit by this share of it."""
-
-_STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
-_TRIAL = "trial"
-"""Name of the attribute that holds a trial, as a table of these."""
-_ATTRIBUTES = (
-    "number",
-    "candidate",
-    "state",
-    "score",
-    "costs",
-    "share",
-    "message",
-    "seconds",
-    "evaluated",
-    "pruning",
-    "audit",
-    "ruled_out",
-    "readings",
-)
 
 
 class Study:
@@ -82,17 +56,16 @@ class Study:
         self.trials: list[Trial] = []
         self._sees_folder = True
         self._database = database
-        self._closing: list[Callable[[], object]] = [database.close]
+        self._closing = ExitStack()  # what is let go of at the end, last things first
         self.news()
 
     @classmethod
-    def create(cls, path: Path, config: SearchConfig, fill: Callable[[Path], None] | None = None) -> Study:
+    def create(cls, path: Path, config: SearchConfig) -> Study:
         """Make the run folder `path`: all of it appears at once, or nothing.
 
         Args:
             path: must not exist, or be an empty folder.
             config: written to ``config.toml``.
-            fill: puts further files into the folder it is given before that becomes `path`.
 
         Raises:
             UserError: `path` exists, or the storage cannot be used or holds a study of that name.
@@ -104,8 +77,6 @@ class Study:
                 config.write(folder)
                 address = _address(folder, config)
                 Database.create(address, config.study or path.name, objectives(config.budget), attributes)
-                if fill is not None:
-                    fill(folder)
         except OSError:
             check_new(path)  # another process may have made it meanwhile
             raise
@@ -119,17 +90,15 @@ class Study:
             UserError: not a run folder, of another format, damaged, or in use by another process.
         """
         SearchConfig.read(path)  # before the lock, which would leave a file in a folder that is not ours
-        lock = FolderLock(path)
-        try:
+        with ExitStack() as opened:
+            opened.callback(FolderLock(path).release)
             remove_leftovers(path)
-            presence = Presence(path)
-            study = cls._load(path, presence)
-            study._closing += [presence.sweep, presence.leave, lock.release]
+            presence = _present(path, opened)
+            study = cls._load(path, presence, opened)
+            opened.callback(presence.sweep)
             study._claims.adopt([trial.number for trial in study.trials])
-            return study
-        except BaseException:
-            lock.release()
-            raise
+            study._closing = opened.pop_all()
+        return study
 
     @classmethod
     def join(cls, path: Path, **settings: Any) -> Study:
@@ -142,15 +111,11 @@ class Study:
             UserError: also where the search has not come to its first trial.
         """
         SearchConfig.read(path)
-        presence = Presence(path)
-        try:
-            study = cls._load(path, presence)
+        with ExitStack() as opened:
+            study = cls._load(path, _present(path, opened), opened)
             _check_ready(study._database)
-        except BaseException:
-            presence.leave()
-            raise
-        study.config = replace(study.config, **settings)
-        study._closing.append(presence.leave)
+            study.config = replace(study.config, **settings)
+            study._closing = opened.pop_all()
         return study
 
     @classmethod
@@ -165,34 +130,30 @@ class Study:
         Raises:
             UserError: the storage cannot be used, or its search has not come to its first trial.
         """
-        presence = Presence(None)
-        database = Database.open(Address.parse(storage), name, presence)
-        folder = Path(tempfile.mkdtemp(prefix="autoprune-"))
-        try:
+        with ExitStack() as opened:
+            database = Database.open(Address.parse(storage), name, _present(None, opened))
+            opened.callback(database.close)
             _check_ready(database)
+            folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="autoprune-")))
             for relative, content in database.files().items():
                 _write_below(folder, relative, content)
-            config = replace(SearchConfig.read(folder), **settings)
-            study = cls(folder, config, database)
-        except BaseException:
-            database.close()
-            shutil.rmtree(folder)
-            raise
-        study._sees_folder = False
-        study._closing += [presence.leave, lambda: shutil.rmtree(folder, ignore_errors=True)]
+            study = cls(folder, replace(SearchConfig.read(folder), **settings), database)
+            study._sees_folder = False
+            study._closing = opened.pop_all()
         return study
 
     @classmethod
     def read(cls, path: Path) -> Study:
         """Open a run folder to look at it, also while other processes search in it."""
-        study = cls._load(path, None)
-        study.close()
-        return study
+        with ExitStack() as opened:
+            return cls._load(path, None, opened)
 
     @classmethod
-    def _load(cls, path: Path, presence: Presence | None) -> Study:
+    def _load(cls, path: Path, presence: Presence | None, opened: ExitStack) -> Study:
         config = SearchConfig.read(path)
-        return cls(path, config, Database.open(_address(path, config), config.study, presence))
+        database = Database.open(_address(path, config), config.study, presence)
+        opened.callback(database.close)
+        return cls(path, config, database)
 
     @property
     def address(self) -> Address:
@@ -219,7 +180,7 @@ class Study:
         """The trials that were stored, by whomever, since the last call; `trials` holds them from now on."""
         frozen = self._database.trials()[len(self.trials) :]
         try:
-            new = [_from_optuna(trial) for trial in frozen]
+            new = [from_optuna(trial) for trial in frozen]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise damaged(self._database.address, f"a trial cannot be read ({error!r})") from None
         self.trials += new
@@ -274,7 +235,7 @@ class Study:
         """
         assert trial.number == claim.number
         names = objectives(self.config.budget)[1:]
-        frozen = _to_optuna(trial, keep_ratios, names, limits or {})
+        frozen = to_optuna(trial, keep_ratios, names, limits or {})
         keep = trial.state == "complete" and trial.pruning != "subproblem"
         if self._database.store(claim, frozen, keep_candidate=keep) != len(self.trials):
             return self.news()  # others stored some meanwhile, and these come first
@@ -320,8 +281,7 @@ class Study:
 
     def close(self) -> None:
         """Let go of the study and its folder."""
-        while self._closing:
-            self._closing.pop(0)()
+        self._closing.close()
 
     def __enter__(self) -> Study:
         return self
@@ -354,6 +314,12 @@ def objectives(budget: Sequence[str]) -> list[str]:
     return ["score", *dict.fromkeys(["macs", *Budget.parse(budget).costs])]
 
 
+def _present(folder: Path | None, opened: ExitStack) -> Presence:
+    presence = Presence(folder)
+    opened.callback(presence.leave)
+    return presence
+
+
 def _check_ready(database: Database) -> None:
     if not database.files(CONFIG):
         raise UserError(
@@ -373,62 +339,3 @@ def _write_below(folder: Path, relative: str, content: bytes) -> None:
         raise UserError(f"The study holds a file named {relative!r}, which leads out of its folder. Do not use it.")
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, content)
-
-
-def _to_optuna(
-    trial: Trial, keep_ratios: Mapping[str, float], costs: Sequence[str], limits: Mapping[str, float]
-) -> FrozenTrial:
-    distributions: dict[str, BaseDistribution] = {name: FloatDistribution(0.0, 1.0) for name in keep_ratios}
-    values = None
-    if trial.state == "complete":
-        assert trial.score is not None
-        values = [trial.score, *(trial.costs[name] for name in costs)]
-    exceeded = {name: _excess(trial.costs[name], limit) for name, limit in limits.items() if name in trial.costs}
-    frozen = optuna.trial.create_trial(
-        state=_STATES[trial.state],
-        values=values,
-        params=dict(keep_ratios),
-        distributions=distributions,
-        # Few attributes, since Optuna looks every single one up before it writes it. The trial is one of the system's,
-        # because the dashboard shows those of the user on one line each, however long; they hold what people look for.
-        # Constraints are kept by name for Optuna 5, and as the list that optuna-dashboard 0.21 and Optuna 4 read.
-        user_attrs={} if trial.message is None else {"message": trial.message},
-        system_attrs={
-            _TRIAL: {name: getattr(trial, name) for name in _ATTRIBUTES},
-            **({"constraints": list(exceeded.values())} if exceeded else {}),
-        },
-        constraints=exceeded,
-    )
-    if frozen.datetime_complete is not None:
-        frozen.datetime_start = frozen.datetime_complete - timedelta(seconds=trial.seconds)
-    return frozen
-
-
-def _excess(cost: float, limit: float) -> float:
-    """By which share a cost exceeds its limit; 0 or less where it keeps it."""
-    excess = cost / limit - 1
-    return 0.0 if 0 < excess <= ROUNDING else excess
-
-
-def _from_optuna(frozen: FrozenTrial) -> Trial:
-    # Older studies keep it among the user's attributes, or an attribute for each, and do not say: the number, when it
-    # was Optuna's; the share evaluated, before trials could be cut; the pruning, before it had a name; and what was
-    # measured, before trials were.
-    attributes = frozen.system_attrs.get(_TRIAL) or frozen.user_attrs.get(_TRIAL, frozen.user_attrs)
-    pruning = "alpha-beta" if attributes["state"] == "cut" else None
-    if (attributes["message"] or "").startswith("same subnet"):
-        pruning = "subproblem"
-    older: dict[str, Any] = {
-        "number": frozen.number,
-        "evaluated": 1.0,
-        "pruning": pruning,
-        "audit": None,
-        "ruled_out": {},
-    }
-    attributes = {**older, "readings": (), **attributes}
-    values = {name: attributes[name] for name in _ATTRIBUTES}
-    values["candidate"] = tuple(values["candidate"])
-    values["readings"] = tuple(
-        Reading(tuple(candidate), gauge, ratio, se) for candidate, gauge, ratio, se in values["readings"]
-    )
-    return Trial(**values)

@@ -17,7 +17,7 @@ from autoprune.agents.base import Trial
 from autoprune.config import FILE as CONFIG
 from autoprune.config import SearchConfig
 from autoprune.search_spaces.errors import UserError
-from autoprune.storage import Claim
+from autoprune.storage import Address, Claim, Database
 from autoprune.study import FILE, Study
 
 CONFIGURATION = SearchConfig(budget=("latency=8ms", "macs=0.5x"), trials=5)
@@ -106,13 +106,15 @@ def test_run_folder_exists_already(tmp_path: Path) -> None:
     Study.create(tmp_path / "empty", CONFIGURATION).close()
 
 
-def test_creation_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def full(folder: Path) -> None:
-        (folder / "half").write_text("x")
+def test_creation_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(address: Address, *rest: object) -> None:
+        assert address.path is not None
+        address.path.write_text("x")
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    monkeypatch.setattr(Database, "create", full)
     with pytest.raises(OSError, match="No space"):
-        Study.create(tmp_path / "r", CONFIGURATION, full)
+        Study.create(tmp_path / "r", CONFIGURATION)
     assert list(tmp_path.iterdir()) == []
 
 
