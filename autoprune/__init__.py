@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from autoprune.search_spaces import trace as trace
     from autoprune.search_spaces.budget import Budget as Budget
     from autoprune.search_spaces.errors import UserError as UserError
-    from autoprune.worker import work as work
+    from autoprune.workers.work import work as work
     from autoprune.worst import WorstOf as WorstOf
 
 _HOMES = {
@@ -64,7 +64,7 @@ _HOMES = {
     "resume": "autoprune.api",
     "search": "autoprune.api",
     "trace": "autoprune.search_spaces",
-    "work": "autoprune.worker",
+    "work": "autoprune.workers.work",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]

@@ -24,7 +24,6 @@ from autoprune.agents import agent_class
 from autoprune.agents.base import Trial
 from autoprune.beginning import begin, discarded_unless_prepared
 from autoprune.config import FROM_PYTHON, SearchConfig
-from autoprune.crew import check_crew, crew
 from autoprune.data import Data
 from autoprune.distributed import check_alone
 from autoprune.documents import usable
@@ -47,6 +46,7 @@ from autoprune.storage import Address
 from autoprune.study import Study, check_new
 from autoprune.trust import new_id
 from autoprune.workbench import HandedOver, Workbench, handed_over, rebuild_workbench, usable_device
+from autoprune.workers.crew import check_crew, crew
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from autoprune.files import atomic_write
 from autoprune.latency_profile import Cut, LatencyProfile, Saving, describe_inputs
 from autoprune.latency_words import best_cuts, describe_energy, describe_layers, notes, percent, saved_ms
-from autoprune.report_charts import style
-from autoprune.report_page import card, page, section
-from autoprune.report_sections import figures_section
+from autoprune.report.charts import style
+from autoprune.report.page import card, page, section
+from autoprune.report.sections import figures_section
 from autoprune.search_spaces.budget import format_cost
 
 SHOWN_LAYERS = 30

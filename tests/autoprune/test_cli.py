@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import autoprune
+from autoprune.agents.base import Trial
 from autoprune.cli import app
 from autoprune.evaluate import Evaluator
 from autoprune.study import Study
@@ -201,10 +202,10 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 def test_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Study.store
 
-    def full(self: Study, *args: Any) -> None:
+    def full(self: Study, *args: Any) -> list[Trial]:
         if len(self.trials) == 2:
             raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
-        original(self, *args)
+        return original(self, *args)
 
     monkeypatch.setattr(Study, "store", full)
     assert failed(search(tmp_path / "r", "--trials", "4"), "No space left on device", "is stored")

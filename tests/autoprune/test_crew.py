@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from autoprune import crew as crew_module
-from autoprune import crew_local, stopping
-from autoprune.crew import overseen
-from autoprune.crew_local import Process, processes
-from autoprune.crew_ray import ray_tasks
+from autoprune import stopping
 from autoprune.progress import NO_PROGRESS
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
+from autoprune.workers import crew as crew_module
+from autoprune.workers import local as crew_local
+from autoprune.workers.crew import overseen
+from autoprune.workers.local import Process, processes
+from autoprune.workers.ray import ray_tasks
 from tests.autoprune.runs import DIGITS, NET, QUICK
 from tests.autoprune.test_controller import config
 

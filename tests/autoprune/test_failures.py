@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from autoprune import stopping
-from autoprune.cli_errors import _explained
+from autoprune.cli.errors import _explained
 from autoprune.config import SearchConfig
 from autoprune.failures import DISK, disk_error, ends_search, kind_of
 from autoprune.finetune import FineTune

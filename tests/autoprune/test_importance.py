@@ -15,9 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import autoprune as ap
-from autoprune import cli_options, importance
+from autoprune import importance
 from autoprune.architecture import Architecture
 from autoprune.cli import app
+from autoprune.cli import options as cli_options
 from autoprune.config import SearchConfig
 from autoprune.data import Data
 from autoprune.documents import Damaged

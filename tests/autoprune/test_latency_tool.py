@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune import cli_latency, latency_savings
+from autoprune import latency_savings
 from autoprune.cli import app
-from autoprune.cli_latency import bar
+from autoprune.cli import latency as cli_latency
+from autoprune.cli.latency import bar
 from autoprune.latency_profile import LatencyProfile
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency

@@ -84,7 +84,7 @@ def test_ctrl_c_while_torch_is_imported_leaves_at_once(tmp_path: Path) -> None:
     """A stand-in for torch that is interrupted half-way through its import."""
     (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n")
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
-    code = path + "from autoprune.cli_errors import _load_torch; _load_torch()"
+    code = path + "from autoprune.cli.errors import _load_torch; _load_torch()"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

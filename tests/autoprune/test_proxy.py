@@ -23,7 +23,7 @@ from autoprune.finetune import FineTuneFailed, finetune
 from autoprune.proxies import draw, proxies, proxy
 from autoprune.proxy_file import FILE, Measured, Record
 from autoprune.proxy_report import ProxyReport, evaluate_proxies, format_seconds, proxy_cells, read_report
-from autoprune.report_proxy import proxy_figure, proxy_section
+from autoprune.report.proxy import proxy_figure, proxy_section
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces import SearchSpace
 from autoprune.search_spaces.types import Candidate

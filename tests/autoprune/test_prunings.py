@@ -17,7 +17,7 @@ import autoprune as ap
 from autoprune.agents import make_agent
 from autoprune.agents.base import Agent, Trial
 from autoprune.bounds import Cut, Staircase
-from autoprune.cli_show import print_run
+from autoprune.cli.show import print_run
 from autoprune.config import SearchConfig
 from autoprune.controller import Controller, Seat
 from autoprune.heuristic import RATE, STEP, Heuristic

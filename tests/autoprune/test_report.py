@@ -14,7 +14,7 @@ from autoprune.agents.base import Trial
 from autoprune.front import FrontPoint
 from autoprune.measure import Latency
 from autoprune.report import write_report
-from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
+from autoprune.report.charts import front_figure, num_below, progress_figure, score_range
 from autoprune.tables import DenseFigures, best_index, format_score, front_table
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

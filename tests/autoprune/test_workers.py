@@ -18,12 +18,12 @@ import autoprune as ap
 from autoprune import controller as controller_module
 from autoprune.agents import AGENTS
 from autoprune.agents.base import Trial
-from autoprune.crew import check_crew
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.types import Candidate
 from autoprune.storage import Address, Database
 from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
+from autoprune.workers.crew import check_crew
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 from tests.autoprune.test_controller import SPACE, Stubborn, config, controller, score
 
@@ -207,6 +207,6 @@ def test_crews_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check_crew(config(), 2, "locla")
     with pytest.raises(UserError, match=r"autoprune\.work"):
         check_crew(config(), 2, "local")
-    monkeypatch.setattr("autoprune.crew.find_spec", lambda name: None)
+    monkeypatch.setattr("autoprune.workers.crew.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"autoprune\[ray\]"):
         check_crew(config(), 2, "ray")

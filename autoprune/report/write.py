@@ -16,10 +16,10 @@ from autoprune.files import atomic_write
 from autoprune.front import FrontPoint
 from autoprune.proxy_report import ProxyReport
 from autoprune.prunings import describe_prunings
-from autoprune.report_charts import front_figure, num_below, progress_figure, score_range
-from autoprune.report_page import card, page, section
-from autoprune.report_proxy import proxy_section
-from autoprune.report_sections import (
+from autoprune.report.charts import front_figure, num_below, progress_figure, score_range
+from autoprune.report.page import card, page, section
+from autoprune.report.proxy import proxy_section
+from autoprune.report.sections import (
     figures_section,
     footnotes,
     kept_caption,

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from autoprune import cli_options as options
-from autoprune.cli_errors import guarded
+from autoprune.cli import options
+from autoprune.cli.errors import guarded
 
 app = typer.Typer(rich_markup_mode="rich")
 

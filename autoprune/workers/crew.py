@@ -15,11 +15,11 @@ from typing import Protocol
 
 from autoprune import stopping
 from autoprune.config import FROM_PYTHON, SearchConfig
-from autoprune.crew_local import processes
-from autoprune.crew_ray import ray_tasks
 from autoprune.progress import Progress
 from autoprune.search_spaces.errors import UserError, unknown
 from autoprune.study import Study
+from autoprune.workers.local import processes
+from autoprune.workers.ray import ray_tasks
 
 EXECUTORS = ("local", "ray")
 

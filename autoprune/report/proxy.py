@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 
 from autoprune.proxy_report import COLUMNS, ProxyReport, ProxyRow, format_correlation, proxy_cells
 from autoprune.recovery.ladder import RUNGS
-from autoprune.report_charts import FRONT, TUNED, layout
-from autoprune.report_sections import figures_section
+from autoprune.report.charts import FRONT, TUNED, layout
+from autoprune.report.sections import figures_section
 from autoprune.tables import format_score, is_share
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import plotly.offline
 
-from autoprune.report_style import STYLE
+from autoprune.report.style import STYLE
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 

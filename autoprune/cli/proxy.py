@@ -7,7 +7,7 @@ import json as json_module
 import typer
 from rich.table import Table
 
-from autoprune.cli_show import say, stdout
+from autoprune.cli.show import say, stdout
 from autoprune.proxy_report import COLUMNS, ProxyReport, proxy_cells
 
 

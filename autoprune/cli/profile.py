@@ -10,7 +10,7 @@ from typing import Any
 import typer
 from rich.table import Table
 
-from autoprune.cli_show import say, stdout
+from autoprune.cli.show import say, stdout
 from autoprune.kl_table import KLTable
 
 RATIOS = (0.75, 0.5, 0.25)

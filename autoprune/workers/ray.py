@@ -89,6 +89,6 @@ def _check_cluster(ray: Any, study: Study, count: int, progress: Progress) -> No
 
 
 def _take_part(where: dict[str, str]) -> int:
-    from autoprune.worker import work
+    from autoprune.workers.work import work
 
     return work(**where, trust=True)  # type: ignore[arg-type]  # by whoever started the search

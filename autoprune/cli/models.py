@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from autoprune import cli_options as options
-from autoprune.cli_errors import guarded
+from autoprune.cli import options
+from autoprune.cli.errors import guarded
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -26,7 +26,7 @@ def trace(
     debug: options.Debug = False,
 ) -> None:
     """Show what can be pruned in a model: groups, units, MACs per layer, and what stays and why."""
-    from autoprune.cli_trace import print_trace
+    from autoprune.cli.trace import print_trace
     from autoprune.models import ModelSource, parse_model_args
 
     print_trace(
@@ -106,7 +106,7 @@ def latency(
 ) -> None:
     """Where does the time go? Latency of a network, share of each layer, and what cuts of each group would save."""
     from autoprune.align import read_align
-    from autoprune.cli_latency import print_latency
+    from autoprune.cli.latency import print_latency
     from autoprune.models import ModelSource, parse_model_args
     from autoprune.progress import RichProgress
 

@@ -1,5 +1,5 @@
 """The command line: `autoprune search` and what is done with its run folder: `resume`, `show`, `profile`, `proxy`,
-`finetune` and `export`. The commands on a model alone are in `cli_models`.
+`finetune` and `export`. The commands on a model alone are in `models`.
 
 Results go to stdout, progress and messages to stderr. Exit codes: 0 done, 2 something the user can mend (one line
 that says what), 130 stopped with Ctrl-C (143 by SIGTERM, 129 by SIGHUP), 1 anything else. Heavy imports wait until a
@@ -13,9 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from autoprune import cli_doctor, cli_models, cli_worker
-from autoprune import cli_options as options
-from autoprune.cli_errors import guarded
+from autoprune.cli import doctor, models, options, worker
+from autoprune.cli.errors import guarded
 
 app = typer.Typer(
     name="autoprune",
@@ -25,9 +24,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(cli_models.app)
-app.add_typer(cli_doctor.app)
-app.add_typer(cli_worker.app)
+app.add_typer(models.app)
+app.add_typer(doctor.app)
+app.add_typer(worker.app)
 
 
 def main() -> None:
@@ -225,7 +224,7 @@ def proxy(
     debug: options.Debug = False,
 ) -> None:
     """Can the search be trusted? Fine-tune random candidates shortly and compare with how they were scored."""
-    from autoprune.cli_proxy import print_proxy
+    from autoprune.cli.proxy import print_proxy
     from autoprune.models import parse_model_args
     from autoprune.progress import RichProgress
     from autoprune.proxies import proxy as measure
@@ -264,7 +263,7 @@ def profile(
 ) -> None:
     """Measure how much each cut hurts by itself, or go on where that was stopped; kept with the run."""
     from autoprune import profiling
-    from autoprune.cli_profile import print_profile, print_profile_json
+    from autoprune.cli.profile import print_profile, print_profile_json
     from autoprune.progress import RichProgress
 
     chosen = int(levels) if levels.isdecimal() else levels
@@ -334,7 +333,7 @@ def _fine_tune(epochs: int, arguments: list[str] | None) -> Any:
 
 
 def _shown(run: Path, as_json: bool, *, every_trial: bool = False) -> None:
-    from autoprune.cli_show import print_json, print_run
+    from autoprune.cli.show import print_json, print_run
 
     if as_json:
         print_json(run)

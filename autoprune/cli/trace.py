@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 from torch import Tensor, nn
 
-from autoprune.cli_show import say, stdout
+from autoprune.cli.show import say, stdout
 from autoprune.data import load_data
 from autoprune.data.base import Inputs
 from autoprune.models import ModelSource, input_channels

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autoprune.cli_show import say, stdout
-from autoprune.cli_trace import example_of
+from autoprune.cli.show import say, stdout
+from autoprune.cli.trace import example_of
 from autoprune.latency_profile import Cut, LatencyProfile, Saving
 from autoprune.latency_report import write_latency_report
 from autoprune.latency_tool import profile_latency

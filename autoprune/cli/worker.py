@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from autoprune import cli_options as options
-from autoprune.cli_errors import guarded
+from autoprune.cli import options
+from autoprune.cli.errors import guarded
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -28,7 +28,7 @@ def worker(
 ) -> None:
     """Take part in a search that was begun by another process or on another machine, until its trials are done."""
     from autoprune.progress import RichProgress
-    from autoprune.worker import work
+    from autoprune.workers.work import work
 
     done = work(
         run,
