@@ -32,6 +32,7 @@ from autoprune.profiling import TABLE, profile
 from autoprune.proxies import proxy
 from autoprune.proxy_file import FILE as PROXY
 from autoprune.scores import accuracy
+from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
 from autoprune.train import train_dense
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
@@ -62,7 +63,8 @@ class Phase:
 
 def go_on(name: str, folder: str) -> None:
     """What the process that is interrupted runs."""
-    PHASES[name].go_on(Path(folder))
+    phase = ON_A_SERVER if name == ON_A_SERVER.name else PHASES[name]
+    phase.go_on(Path(folder))
 
 
 def begin(name: str, folder: str) -> None:
@@ -143,6 +145,13 @@ def timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: timeless(part) for key, part in value.items() if key != "seconds"}
     return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def on_a_server(folder: Path) -> None:
+    """A search whose trials are on the server that the file ``server`` beside the folder names."""
+    shown, secret = (folder.parent / "server").read_text().split()
+    os.environ[VARIABLE] = secret
+    searching(storage=shown, study=folder.name, trials=10, agent="ddpg", prior="off")(folder)
 
 
 def measured_file(folder: Path) -> Any:
@@ -296,3 +305,6 @@ PHASES = {
         Phase("training", train, lambda folder: weights_digest(folder / "dense.safetensors")),
     ]
 }
+
+ON_A_SERVER = Phase("search on PostgreSQL", on_a_server, outcome)
+"""Not of the others: it needs a server."""
