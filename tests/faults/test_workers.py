@@ -20,6 +20,9 @@ from tests.faults.phases import ON_A_SERVER
 from tests.faults.postgres import NoServer, Postgres, postgres
 from tests.faults.proxy import Proxy
 
+HANGS = 60.0
+"""Seconds without an evaluation after which workers are taken to hang: many times what they take."""
+
 NO_LEASE = 1e9
 """No worker loses its claim because its machine is slow."""
 
@@ -51,8 +54,10 @@ class Crew:
     def __post_init__(self) -> None:
         self.folder.mkdir()
         self.notes = crew.Notes(self.folder)
-        self.url = self.url or (self.storage and self.storage.url)
-        crew.make(self.folder, self.planned, self.agent, self.storage and self.storage.open_url)
+        shown = None
+        if self.storage is not None:
+            self.url, shown = self.url or self.storage.url, self.storage.open_url
+        crew.make(self.folder, self.planned, self.agent, shown)
 
     def hire(self, fault: list[Any] | None = None) -> Process:
         arguments = (str(self.folder), self.seconds, self.lease, self.url, self.seen)
@@ -63,7 +68,7 @@ class Crew:
 
     def until_begun(self, more: int) -> None:
         """Wait for so many more evaluations."""
-        wanted, end = self._begun() + more, time.monotonic() + PATIENCE
+        wanted, end = self._begun() + more, time.monotonic() + HANGS
         while self._begun() < wanted:
             for process in self.working:
                 assert process.wait(0) in (None, 0, -signal.SIGKILL), process.said()
@@ -120,11 +125,10 @@ def password(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_two_workers_one_killed(harness: Harness, tmp_path: Path) -> None:
     team = Crew(harness, tmp_path / "crew", 10)
-    team.hire()
-    team.until_begun(2)
     (team.folder / "gate").touch()
-    team.until_begun(1)  # with the gate closed: it is killed in this one
-    team.kill(team.working[0])
+    killed, _ = team.hire(), team.hire()
+    team.until_begun(2)
+    team.kill(killed)
     (team.folder / "gate").unlink()
     team.hire()
     assert team.finish() == 1
