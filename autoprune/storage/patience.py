@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, PendingRollbackError
 
 T = TypeVar("T")
 
@@ -41,7 +41,8 @@ def is_broken(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, DBAPIError) and cause.connection_invalidated:
             return True
-        if isinstance(cause, OperationalError | InterfaceError):
+        # the last: Optuna asks again in another way in the transaction whose connection broke
+        if isinstance(cause, OperationalError | InterfaceError | PendingRollbackError):
             return True
         cause = cause.__cause__
     return False

@@ -137,13 +137,13 @@ def weights_digest(path: Path) -> str:
 
 
 def with_file(name: str | Path) -> Callable[[Path], Any]:
-    """The outcome, and a JSON file of the run without its seconds."""
+    """The outcome, and a JSON file of the run without its seconds and the digest of all that is in it."""
     return lambda folder: (outcome(folder), timeless(json.loads((folder / RUN / name).read_text())))
 
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: timeless(part) for key, part in value.items() if key != "seconds"}
+        return {key: timeless(part) for key, part in value.items() if key not in ("seconds", "digest")}
     return [timeless(part) for part in value] if isinstance(value, list) else value
 
 
@@ -151,7 +151,9 @@ def on_a_server(folder: Path) -> None:
     """A search whose trials are on the server that the file ``server`` beside the folder names."""
     shown, secret = (folder.parent / "server").read_text().split()
     os.environ[VARIABLE] = secret
-    searching(storage=shown, study=folder.name, trials=10, agent="ddpg", prior="off")(folder)
+    # a new name each time: a kill while the run is made leaves one on the server, without a trial
+    name = f"{folder.name}-{time.time_ns()}"
+    searching(storage=shown, study=name, trials=10, agent="ddpg", prior="off")(folder)
 
 
 def measured_file(folder: Path) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from autoprune.storage.address import VARIABLE
+from autoprune.storage.address import VARIABLE, Address
 from autoprune.study import Study
 from tests.faults import crew
 from tests.faults.harness import KILL, KINDS, PATIENCE, TEAR, Harness, Process
@@ -50,18 +50,21 @@ class Crew:
     seen: bool = True
     seconds: float = 0.02
     working: list[Process] = field(default_factory=list)
+    hired: int = 0
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
         self.notes = crew.Notes(self.folder)
         shown = None
         if self.storage is not None:
-            self.url, shown = self.url or self.storage.url, self.storage.open_url
+            self.url = self.url or self.storage.url
+            shown = Address.parse(self.url).shown  # and its password is known to this process
         crew.make(self.folder, self.planned, self.agent, shown)
 
     def hire(self, fault: list[Any] | None = None) -> Process:
         arguments = (str(self.folder), self.seconds, self.lease, self.url, self.seen)
-        log = self.folder / f"log-{len(list(self.folder.glob('log-*')))}"
+        self.hired += 1
+        log = self.folder / f"log-{self.hired}"
         process = self.harness.server.start("tests.faults.crew:work", *arguments, log=log, fault=fault)
         self.working.append(process)
         return process
@@ -71,9 +74,8 @@ class Crew:
         wanted, end = self._begun() + more, time.monotonic() + HANGS
         while self._begun() < wanted:
             for process in self.working:
-                assert process.wait(0) in (None, 0, -signal.SIGKILL), process.said()
+                assert process.wait(0.005) in (None, 0, -signal.SIGKILL), process.said()
             assert time.monotonic() < end, "the workers hang"
-            time.sleep(0.005)
 
     def kill(self, process: Process) -> None:
         assert process.kill() == -signal.SIGKILL
