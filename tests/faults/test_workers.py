@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from autoprune.agents.base import Trial
 from autoprune.storage.address import VARIABLE, Address
 from autoprune.study import Study
 from tests.faults import crew
@@ -51,6 +52,7 @@ class Crew:
     seconds: float = 0.02
     working: list[Process] = field(default_factory=list)
     hired: int = 0
+    trials: list[Trial] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.folder.mkdir()
@@ -94,7 +96,8 @@ class Crew:
         """Let all come to their end, and check what they did; returns how many evaluations were in vain."""
         for process in self.working:
             assert process.wait() == 0, process.said()
-        return crew.check(Study.read(self.folder / crew.RUN).trials, self.planned, self.notes.read())
+        self.trials = Study.read(self.folder / crew.RUN).trials
+        return crew.check(self.trials, self.planned, self.notes.read())
 
     def _begun(self) -> int:
         return sum(note.what == "begins" for note in self.notes.read())
@@ -212,9 +215,11 @@ def test_connections_that_are_dropped(harness: Harness, tmp_path: Path, database
             team.hire()
         for _ in range(30):
             team.until_begun(rng.randint(1, 4))
-            how = rng.choice(["connection dropped", "connection cut inside a message", "connections refused"])
-            if how == "connection cut inside a message":
+            how = rng.choice(["connection dropped", "cut inside a message", "answer lost", "connections refused"])
+            if how == "cut inside a message":
                 proxy.cut_after(rng.randint(1, 2000))
+            elif how == "answer lost":
+                proxy.lose_answer(rng.randint(1, 15))
             elif how == "connections refused":
                 proxy.refusing = True
                 proxy.drop()
@@ -249,15 +254,19 @@ def test_one_worker_on_a_server_killed_at_random_times(harness: Harness, databas
     harness.interrupt(ON_A_SERVER, [0] * 12, seed=4)
 
 
-def test_one_worker_with_a_lost_answer(harness: Harness, tmp_path: Path, database: Postgres) -> None:
-    """Its numbers stay in order, wherever the connection breaks: what it claimed without knowing is its own."""
+def test_one_worker_whose_answers_are_lost(harness: Harness, tmp_path: Path, database: Postgres) -> None:
+    """What it asked for was done, and it does not know: it comes to the same as one that was left alone."""
+    alone = Crew(harness, tmp_path / "alone", 30, "tpe")
+    alone.hire()
+    alone.finish()
     rng = random.Random(5)
     with Proxy(database.port) as proxy:
-        team = Crew(harness, tmp_path / "alone", 40, storage=database, url=database.behind(proxy.port))
+        team = Crew(harness, tmp_path / "cut-off", 30, "tpe", database, database.behind(proxy.port))
         team.hire()
         for _ in range(8):
             team.until_begun(1)
-            proxy.cut_after(rng.randint(1, 3000))
-            team.record("connection cut inside a message")
+            proxy.lose_answer(rng.randint(1, 15))
+            team.record("answer lost")
         assert team.finish() == 0
-    assert [trial.number for trial in Study.read(team.folder / crew.RUN).trials] == list(range(40))
+    told = [[(trial.number, trial.candidate, trial.score) for trial in each.trials] for each in (alone, team)]
+    assert told[0] == told[1]
