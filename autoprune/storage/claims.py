@@ -68,9 +68,10 @@ class Claims:
 
     def next(self, planned: int) -> Turn:
         """Claim the lowest number that nobody works on any more, else the next one below `planned`."""
-        return patiently(self.engine, lambda: self._next(planned))
+        token = secrets.token_hex(16)  # of all attempts: one whose answer was lost has claimed a trial all the same
+        return patiently(self.engine, lambda: self._next(planned, token))
 
-    def _next(self, planned: int) -> Turn:
+    def _next(self, planned: int, token: str) -> Turn:
         rows = tables.claims.c
         while True:
             with self.engine.connect() as connection:
@@ -80,14 +81,12 @@ class Claims:
             stored = begun - sum(row.number < begun for row in unfinished)
             pending = {row.number: _candidate(row.candidate) for row in unfinished}
             for row in unfinished:
-                if row.number < planned and self.presence.is_stale(row.worker, row.token, row.beat):
-                    claim = self._take_over(row.number, row.token, row.beat)
-                    if claim is not None:
-                        del pending[row.number]
-                        return Turn(claim, pending, stored)
+                if row.number < planned and (row.token == token or self._take_over_stale(row, token)):
+                    del pending[row.number]
+                    return Turn(Claim(row.number, token), pending, stored)
             if begun >= planned:
                 return Turn(None, pending, stored)
-            claim = Claim(begun, secrets.token_hex(16))
+            claim = Claim(begun, token)
             try:
                 with self.engine.begin() as connection:
                     connection.execute(insert(tables.claims).values(**self._row(claim)))
@@ -111,12 +110,13 @@ class Claims:
         own = {"worker": self.presence.worker, "token": claim.token, "beat": 0}
         return {"study_id": self.study_id, "number": claim.number, "done": done, **own}
 
-    def _take_over(self, number: int, token: str, beat: int) -> Claim | None:
-        claim = Claim(number, secrets.token_hex(16))
-        new = {"worker": self.presence.worker, "token": claim.token, "beat": 0, "candidate": None, "digest": None}
+    def _take_over_stale(self, row: Any, token: str) -> bool:
+        """Make a claim that nobody works on any more ours, under a new token; whether that was so."""
+        if not self.presence.is_stale(row.worker, row.token, row.beat):
+            return False
+        new = {"worker": self.presence.worker, "token": token, "beat": 0, "candidate": None, "digest": None}
         rows = tables.claims.c
-        changed = self._update(Claim(number, token), rows.beat == beat, rows.done == 0, **new)
-        return claim if changed else None
+        return self._update(Claim(row.number, row.token), rows.beat == row.beat, rows.done == 0, **new)
 
     def begin(self, claim: Claim, candidate: Candidate) -> bool:
         """Say what is evaluated under a claim; False where another worker evaluates, or has evaluated, the same.

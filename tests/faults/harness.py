@@ -307,7 +307,8 @@ def _moment(operations: Sequence[str], rng: random.Random) -> int:
 def table(records: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Lines of a table: phases by ways to be interrupted."""
     counts = Counter((record["phase"], record["kind"]) for record in records)
-    kinds = [kind for kind in KINDS.values() if any(record["kind"] == kind for record in records)]
+    kinds = list(dict.fromkeys([*KINDS.values(), *(record["kind"] for record in records)]))
+    kinds = [kind for kind in kinds if any(record["kind"] == kind for record in records)]
     yield f"| {'phase':<28} | " + " | ".join(kinds) + " | lost |"
     yield f"|{'-' * 30}|" + "|".join("-" * (len(kind) + 1) + ":" for kind in kinds) + "|-----:|"
     for phase in dict.fromkeys(record["phase"] for record in records):

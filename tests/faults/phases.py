@@ -32,6 +32,7 @@ from autoprune.profiling import TABLE, profile
 from autoprune.proxies import proxy
 from autoprune.proxy_file import FILE as PROXY
 from autoprune.scores import accuracy
+from autoprune.storage.address import VARIABLE
 from autoprune.study import Study
 from autoprune.train import train_dense
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
@@ -62,7 +63,8 @@ class Phase:
 
 def go_on(name: str, folder: str) -> None:
     """What the process that is interrupted runs."""
-    PHASES[name].go_on(Path(folder))
+    phase = ON_A_SERVER if name == ON_A_SERVER.name else PHASES[name]
+    phase.go_on(Path(folder))
 
 
 def begin(name: str, folder: str) -> None:
@@ -135,14 +137,23 @@ def weights_digest(path: Path) -> str:
 
 
 def with_file(name: str | Path) -> Callable[[Path], Any]:
-    """The outcome, and a JSON file of the run without its seconds."""
+    """The outcome, and a JSON file of the run without its seconds and the digest of all that is in it."""
     return lambda folder: (outcome(folder), timeless(json.loads((folder / RUN / name).read_text())))
 
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: timeless(part) for key, part in value.items() if key != "seconds"}
+        return {key: timeless(part) for key, part in value.items() if key not in ("seconds", "digest")}
     return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def on_a_server(folder: Path) -> None:
+    """A search whose trials are on the server that the file ``server`` beside the folder names."""
+    shown, secret = (folder.parent / "server").read_text().split()
+    os.environ[VARIABLE] = secret
+    # a new name each time: a kill while the run is made leaves one on the server, without a trial
+    name = f"{folder.name}-{time.time_ns()}"
+    searching(storage=shown, study=name, trials=10, agent="ddpg", prior="off")(folder)
 
 
 def measured_file(folder: Path) -> Any:
@@ -296,3 +307,6 @@ PHASES = {
         Phase("training", train, lambda folder: weights_digest(folder / "dense.safetensors")),
     ]
 }
+
+ON_A_SERVER = Phase("search on PostgreSQL", on_a_server, outcome)
+"""Not of the others: it needs a server."""

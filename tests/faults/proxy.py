@@ -9,6 +9,9 @@ import time
 from contextlib import suppress
 from types import TracebackType
 
+ANSWER_S = 0.05
+"""The server is given so long to do what its answer is lost of: enough here nearly always."""
+
 
 class Proxy:
     """Passes on what comes in at `port` to another port; a context manager.
@@ -28,6 +31,8 @@ class Proxy:
         self.delay = 0.0
         self.refusing = False
         self._left: int | None = None
+        self._unanswered: int | None = None
+        self._deaf = False
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -44,6 +49,14 @@ class Proxy:
         """Reset all connections when so many more bytes have gone to the server: in the middle of a message."""
         with self._lock:
             self._left = num_bytes
+
+    def lose_answer(self, number: int) -> None:
+        """Pass on `number` more pieces to the server, then reset all connections before it can answer the last.
+
+        The server has done what it was asked, and nobody knows.
+        """
+        with self._lock:
+            self._unanswered = number
 
     def __enter__(self) -> Proxy:
         return self
@@ -80,15 +93,26 @@ class Proxy:
             while data := source.recv(65536):
                 if self.delay:
                     time.sleep(self.delay)
-                cut = False
+                cut = lost = False
                 if counted:
                     with self._lock:
                         if self._left is not None:
                             cut = len(data) >= self._left
                             data = data[: self._left]
                             self._left = None if cut else self._left - len(data)
+                    with self._lock:
+                        if self._unanswered is not None:
+                            self._unanswered -= 1
+                            self._deaf = self._unanswered == 0
+                            lost = self._deaf
+                elif self._deaf:
+                    continue
                 target.sendall(data)
-                if cut:
+                if lost:
+                    time.sleep(ANSWER_S)
+                    with self._lock:
+                        self._unanswered, self._deaf = None, False
+                if cut or lost:
                     self.drop()
         with self._lock:
             self._open -= {source, target}

@@ -17,13 +17,8 @@ def check(harness: Harness, name: str, folder: Path) -> None:
     assert PHASES[name].outcome(folder) == harness.unbroken(PHASES[name]).outcome
 
 
-@pytest.mark.usefixtures("shim")
-def test_clock_jumps(harness: Harness, tmp_path: Path) -> None:
-    check(harness, "search to report", tmp_path / "jumps")
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("name", [name for name, phase in PHASES.items() if phase.start is None])
-def test_clock_jumps_in_every_phase(harness: Harness, tmp_path: Path, name: str) -> None:
+def test_clock_jumps(harness: Harness, tmp_path: Path, name: str) -> None:
     check(harness, name, tmp_path / "jumps")

@@ -49,10 +49,15 @@ COMMANDS = {
 
 
 def check(
-    harness: Harness, folder: Path, file: str, damage: Callable[[bytes, random.Random], bytes], name: str
+    harness: Harness,
+    folder: Path,
+    file: str,
+    damage: Callable[[bytes, random.Random], bytes],
+    name: str,
+    start: str = "everything",
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(harness.started("everything"), folder)
+    shutil.copytree(harness.started(start), folder)
     path = folder / file
     content = path.read_bytes()
     rng = random.Random(f"{file} {damage.__name__}")
@@ -72,15 +77,15 @@ def check(
     process.log.unlink()
 
 
-def files(harness: Harness) -> list[str]:
-    folder = harness.started("everything")
+def files(harness: Harness, start: str = "everything") -> list[str]:
+    folder = harness.started(start)
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_some_damaged_files(harness: Harness, tmp_path: Path) -> None:
     rng = random.Random(0)
-    for file in rng.sample(files(harness), 4):
-        check(harness, tmp_path / "run", file, rng.choice(DAMAGES), rng.choice(["load", *COMMANDS]))
+    for file in [f"{RUN}/study.db", *rng.sample(files(harness, "finished"), 4)]:
+        check(harness, tmp_path / "run", file, rng.choice(DAMAGES), rng.choice(["show", "load"]), "finished")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import phases
-from tests.faults.harness import FULL, KINDS, READ_ONLY, Harness
+from tests.faults.harness import FULL, KINDS, Harness
 from tests.faults.phases import PHASES
 
 MEGABYTES = 64
@@ -58,8 +58,7 @@ def fill_up(harness: Harness, name: str, disk: Path, times: int, seed: int) -> N
         if code == 0:
             break
         assert code == 2, process.said()
-        # SQLite says the second where there is no room for the index of its journal
-        assert "No space left on device" in process.said() or "disk I/O error" in process.said()
+        assert "No space left on device" in process.said()
         harness.records.append({"phase": name, "kind": KINDS[FULL], "at": f"{left} bytes left", "lost": 0})
         full += 1
         harness.look(phase, folder, whole)
@@ -102,8 +101,3 @@ def test_read_only_folder_can_be_looked_at(harness: Harness, disk: Path) -> None
     process = harness.run(phase, folder)
     assert process.wait() == 0, process.said()
     assert phase.outcome(folder) == whole.outcome
-
-
-@pytest.mark.usefixtures("shim")
-def test_becomes_read_only(harness: Harness) -> None:
-    harness.interrupt(PHASES["search to report"], [READ_ONLY], seed=0)

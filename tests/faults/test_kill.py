@@ -27,11 +27,6 @@ def test_killed_before_operations(harness: Harness) -> None:
     harness.interrupt(PHASES[FAST], [KILL] * 5 + [TEAR] * 3, seed=0)
 
 
-@pytest.mark.usefixtures("shim")
-def test_disk_full_at_operations(harness: Harness) -> None:
-    harness.interrupt(PHASES[FAST], [FULL], seed=0)
-
-
 def test_killed_at_random_times(harness: Harness) -> None:
     harness.interrupt(PHASES[FAST], [0] * 4, seed=0)
 

@@ -76,3 +76,15 @@ def test_proxy_cuts_in_the_middle_of_a_message(server: Postgres) -> None:
             connection.execute(sqlalchemy.text(f"insert into written values ('{'x' * 100}')"))
     with engine(server.url).connect() as connection:
         assert connection.execute(sqlalchemy.text("select count(*) from written")).scalar_one() == 0
+
+
+def test_proxy_loses_an_answer(server: Postgres) -> None:
+    with Proxy(server.port) as proxy, engine(server.behind(proxy.port)).connect() as connection:
+        connection.execute(sqlalchemy.text("create table answered (value text)"))
+        connection.commit()
+        connection.execute(sqlalchemy.text("insert into answered values ('x')"))
+        proxy.lose_answer(1)
+        with pytest.raises(OperationalError):
+            connection.commit()
+    with engine(server.url).connect() as connection:
+        assert connection.execute(sqlalchemy.text("select count(*) from answered")).scalar_one() == 1

@@ -52,6 +52,7 @@ def test_stopped_process_keeps_the_folder_and_goes_on(harness: Harness, folder: 
     open_gate(holder, folder)
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_the_folder_free(harness: Harness, folder: Path) -> None:
     killed = harness.call("add_when_told", folder, folder=folder)
     until_waiting(killed, folder)
