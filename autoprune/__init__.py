@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from autoprune.finetune import FineTune as FineTune
     from autoprune.front import FrontPoint as FrontPoint
     from autoprune.kl_table import KLTable as KLTable
-    from autoprune.latency_profile import LatencyProfile as LatencyProfile
-    from autoprune.latency_tool import profile_latency as profile_latency
+    from autoprune.latency_tool.profile import LatencyProfile as LatencyProfile
+    from autoprune.latency_tool.tool import profile_latency as profile_latency
     from autoprune.points import export_point as export_point
     from autoprune.points import fine_tune as fine_tune
     from autoprune.profiling import profile as profile
@@ -47,7 +47,7 @@ _HOMES = {
     "FrontPoint": "autoprune.front",
     "ProxyReport": "autoprune.proxy_report",
     "KLTable": "autoprune.kl_table",
-    "LatencyProfile": "autoprune.latency_profile",
+    "LatencyProfile": "autoprune.latency_tool.profile",
     "Result": "autoprune.api",
     "UserError": "autoprune.search_spaces.errors",
     "WorstOf": "autoprune.worst",
@@ -60,7 +60,7 @@ _HOMES = {
     "load_data": "autoprune.data",
     "proxy": "autoprune.proxies",
     "profile": "autoprune.profiling",
-    "profile_latency": "autoprune.latency_tool",
+    "profile_latency": "autoprune.latency_tool.tool",
     "resume": "autoprune.api",
     "search": "autoprune.api",
     "trace": "autoprune.search_spaces",

@@ -14,10 +14,10 @@ from rich.text import Text
 
 from autoprune.cli.show import say, stdout
 from autoprune.cli.trace import example_of
-from autoprune.latency_profile import Cut, LatencyProfile, Saving
-from autoprune.latency_report import write_latency_report
-from autoprune.latency_tool import profile_latency
-from autoprune.latency_words import best_cuts, describe_layers, facts, notes, percent, saved_ms
+from autoprune.latency_tool.profile import Cut, LatencyProfile, Saving
+from autoprune.latency_tool.report import write_latency_report
+from autoprune.latency_tool.tool import profile_latency
+from autoprune.latency_tool.words import best_cuts, describe_layers, facts, notes, percent, saved_ms
 from autoprune.models import ModelSource
 from autoprune.runtimes import make_runtime
 from autoprune.search_spaces.errors import UserError

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from typer.testing import CliRunner, Result
 
 import autoprune
-from autoprune import latency_savings
 from autoprune.cli import app
 from autoprune.cli import latency as cli_latency
 from autoprune.cli.latency import bar
-from autoprune.latency_profile import LatencyProfile
-from autoprune.latency_report import write_latency_report
-from autoprune.latency_tool import profile_latency
-from autoprune.latency_words import best_cuts, notes
+from autoprune.latency_tool import savings as latency_savings
+from autoprune.latency_tool.profile import LatencyProfile
+from autoprune.latency_tool.report import write_latency_report
+from autoprune.latency_tool.tool import profile_latency
+from autoprune.latency_tool.words import best_cuts, notes
 from autoprune.measure import Stopwatch, TooNoisy
 from autoprune.progress import NO_PROGRESS
 from autoprune.runtimes import Runnable, Runtime, Session, Times
@@ -144,7 +144,7 @@ def test_the_deepest_cuts_are_measured_first_until_time_is_up(monkeypatch: pytes
     """Each block of two takes 10 s: within 25 s there are two, and the third would end after 30."""
     clock = iter(range(0, 1000, 5))
     monkeypatch.setattr(latency_savings, "TOGETHER", 2)
-    monkeypatch.setattr("autoprune.latency_savings.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("autoprune.latency_tool.savings.time.monotonic", lambda: float(next(clock)))
     found = profile(seconds=25, cuts=(0.25, 0.5, 0.75))
     measured = [[cut.measured for cut in saving.cuts if cut] for saving in found.savings]
     assert measured == [[False, True, True], [False, True, True]]
@@ -265,7 +265,7 @@ def test_the_energy_of_this_processor_is_not_taken_for_that_of_a_device(
         def millijoules(self, run: Runnable) -> float:
             return 7.0
 
-    monkeypatch.setattr("autoprune.latency_tool.EnergyMeter", Meter)
+    monkeypatch.setattr("autoprune.latency_tool.tool.EnergyMeter", Meter)
     runtime = KnownRuntime()
     runtime.clock = clock
     found = profile(runtime, cuts=(0.5,))

@@ -16,7 +16,7 @@ import numpy as np
 from autoprune import stopping
 from autoprune.latency import LatencyModel
 from autoprune.latency.samples import profile_key
-from autoprune.latency_profile import Cut, Saving
+from autoprune.latency_tool.profile import Cut, Saving
 from autoprune.measure import Latency, Stopwatch, TooNoisy
 from autoprune.measure.device_profile import DeviceProfile, Entry, KeptSample
 from autoprune.progress import Progress

@@ -12,8 +12,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from autoprune.files import atomic_write
-from autoprune.latency_profile import Cut, LatencyProfile, Saving, describe_inputs
-from autoprune.latency_words import best_cuts, describe_energy, describe_layers, notes, percent, saved_ms
+from autoprune.latency_tool.profile import Cut, LatencyProfile, Saving, describe_inputs
+from autoprune.latency_tool.words import best_cuts, describe_energy, describe_layers, notes, percent, saved_ms
 from autoprune.report.charts import style
 from autoprune.report.page import card, page, section
 from autoprune.report.sections import figures_section

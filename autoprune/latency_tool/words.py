@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autoprune.latency_profile import Cut, LatencyProfile, describe_inputs
+from autoprune.latency_tool.profile import Cut, LatencyProfile, describe_inputs
 from autoprune.search_spaces.budget import format_cost
 
 SHOWN = 3

@@ -15,8 +15,8 @@ from torch import nn
 
 from autoprune.align import DEFAULT, worthwhile_steps
 from autoprune.export_graph import as_inputs
-from autoprune.latency_profile import LatencyProfile, Saving, describe_inputs, layers_of
-from autoprune.latency_savings import find_savings
+from autoprune.latency_tool.profile import LatencyProfile, Saving, describe_inputs, layers_of
+from autoprune.latency_tool.savings import find_savings
 from autoprune.measure import Stopwatch
 from autoprune.measure.device_profile import DeviceProfile
 from autoprune.measure.energy import EnergyMeter
