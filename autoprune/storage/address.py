@@ -38,6 +38,10 @@ _known: dict[str, Address] = {}
 SQLITE_TIMEOUT_S = 60
 """Wait this long for another process that is writing."""
 
+IDLE_S = 60
+"""A server takes back what a worker has locked that says nothing for so long in the middle of a transaction: one that
+was stopped there, or whose machine is gone, would keep all others waiting. PostgreSQL only."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -107,7 +111,11 @@ class Address:
         """
         if self.path is None:
             # a connection that was dropped meanwhile is noticed before it is used
-            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600}
+            settings: dict[str, Any] = {"pool_pre_ping": True, "pool_recycle": 600}
+            assert self.url is not None
+            if self.url.drivername == "postgresql+psycopg" and "options" not in self.url.query:
+                settings["connect_args"] = {"options": f"-c idle_in_transaction_session_timeout={IDLE_S}s"}
+            return self.secret, settings
         # A creator, not a URL: a path may hold characters that a URL would read as its own.
         return "sqlite://", {"creator": partial(self.connect, writing=writing, sync=sync)}
 

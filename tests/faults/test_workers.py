@@ -14,6 +14,7 @@ import pytest
 
 from autoprune.agents.base import Trial
 from autoprune.storage import Database
+from autoprune.storage import address as address_module
 from autoprune.storage.address import VARIABLE, Address
 from autoprune.storage.presence import Presence
 from autoprune.study import Study
@@ -254,6 +255,29 @@ def test_one_worker_on_a_server_killed_at_random_times(harness: Harness, databas
     """It comes to the same as the one that was left alone, bit for bit."""
     (harness.folder / "server").write_text(f"{database.open_url}\n{database.url}\n")
     harness.interrupt(ON_A_SERVER, [0] * 12, seed=4)
+
+
+def test_a_worker_that_vanishes_inside_of_a_transaction(
+    tmp_path: Path, database: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has locked is free again after a while, though its connection stands."""
+    monkeypatch.setattr(address_module, "IDLE_S", 1)
+    address = Address.parse(database.url)
+    Database.create(address, "vanished", ["score", "macs"], {})
+    gone, other = (Database.open(address, "vanished", Presence(tmp_path)) for _ in range(2))
+    assert gone.claims is not None
+    assert other.claims is not None
+    claim = gone.claims.next(1).claim
+    assert claim is not None
+    with gone.engine.connect() as connection:
+        connection.execute(gone.claims.change(claim, beat=1))  # and never commits
+        other.claims.give_back(claim)  # waits for the row
+        connection.invalidate()
+    taken = other.claims.next(1).claim
+    assert taken is not None
+    assert taken.number == 0
+    gone.close()
+    other.close()
 
 
 def test_claims_whose_answers_are_lost(tmp_path: Path, database: Postgres) -> None:
