@@ -41,6 +41,13 @@ SQLITE_TIMEOUT_S = 60
 CONNECT_TIMEOUT_S = 10
 """Wait this long for a server, where the URL says nothing else."""
 
+IDLE_S = 60
+"""A server takes back what a worker has locked that says nothing for so long in the middle of a transaction: one that
+was stopped there, or whose machine is gone, would keep all others waiting. PostgreSQL only."""
+
+SILENT_S = 60
+"""A connection on which nothing arrives for so long, though something is waited for, is broken."""
+
 
 @dataclass(frozen=True)
 class Address:
@@ -109,12 +116,22 @@ class Address:
             sync: what is committed to a file is on the disk when the commit returns.
         """
         if self.path is None:
-            assert self.url is not None
-            connecting = {} if "connect_timeout" in self.url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
             # a connection that was dropped meanwhile is noticed before it is used
-            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600, "connect_args": connecting}
+            return self.secret, {"pool_pre_ping": True, "pool_recycle": 600, "connect_args": self._connecting()}
         # A creator, not a URL: a path may hold characters that a URL would read as its own.
         return "sqlite://", {"creator": partial(self.connect, writing=writing, sync=sync)}
+
+    def _connecting(self) -> dict[str, Any]:
+        """Settings of the driver, where the URL says nothing else: nothing waits for a server without end."""
+        assert self.url is not None
+        settings: dict[str, Any] = {"connect_timeout": CONNECT_TIMEOUT_S}
+        if self.url.drivername == "postgresql+psycopg":
+            settings |= {"keepalives_idle": SILENT_S // 2, "keepalives_interval": SILENT_S // 6, "keepalives_count": 3}
+            settings["tcp_user_timeout"] = SILENT_S * 1000
+            settings["options"] = f"-c idle_in_transaction_session_timeout={IDLE_S}s"
+        if self.url.drivername == "mysql+pymysql":
+            settings |= {"read_timeout": SILENT_S, "write_timeout": SILENT_S}
+        return {name: value for name, value in settings.items() if name not in self.url.query}
 
     def connect(self, *, writing: bool, sync: bool = True) -> sqlite3.Connection:
         """Open the file."""

@@ -19,6 +19,9 @@ from autoprune.lock import Held, hold
 
 FOLDER = "workers"
 
+FAR = "@"
+"""The name of a worker that does not see the run folder, and has no file in it, begins so."""
+
 LEASE_S = 60.0
 """What a worker holds whose beat stands still for so long is taken over."""
 
@@ -34,7 +37,7 @@ class Presence:
     """
 
     def __init__(self, folder: Path | None) -> None:
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.worker = f"{FAR if folder is None else ''}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._folder = None if folder is None else folder / FOLDER
         self._held: Held | None = None
         self._seen: dict[str, tuple[int, float]] = {}  # token -> (beat, when that was seen first)
@@ -44,8 +47,10 @@ class Presence:
 
     def is_gone(self, worker: str) -> bool:
         """Whether `worker` has certainly ended; False where that cannot be told."""
-        if self._folder is None or worker == self.worker or not (self._folder / worker).is_file():
+        if self._folder is None or worker == self.worker or worker.startswith(FAR):
             return False
+        if not (self._folder / worker).is_file():  # it has left: on a full disk, without giving back what it held
+            return True
         lock = hold(self._folder / worker)
         if lock is None:
             return False

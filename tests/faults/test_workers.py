@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from autoprune.agents.base import Trial
+from autoprune.storage import Database
+from autoprune.storage import address as address_module
 from autoprune.storage.address import VARIABLE, Address
+from autoprune.storage.presence import Presence
 from autoprune.study import Study
 from tests.faults import crew
 from tests.faults.harness import KILL, KINDS, PATIENCE, TEAR, Harness, Process
@@ -254,18 +257,60 @@ def test_one_worker_on_a_server_killed_at_random_times(harness: Harness, databas
     harness.interrupt(ON_A_SERVER, [0] * 12, seed=4)
 
 
+def test_a_worker_that_vanishes_inside_of_a_transaction(
+    tmp_path: Path, database: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it has locked is free again after a while, though its connection stands."""
+    monkeypatch.setattr(address_module, "IDLE_S", 1)
+    address = Address.parse(database.url)
+    Database.create(address, "vanished", ["score", "macs"], {})
+    gone, other = (Database.open(address, "vanished", Presence(tmp_path)) for _ in range(2))
+    assert gone.claims is not None
+    assert other.claims is not None
+    claim = gone.claims.next(1).claim
+    assert claim is not None
+    with gone.engine.connect() as connection:
+        connection.execute(gone.claims.change(claim, beat=1))  # and never commits
+        other.claims.give_back(claim)  # waits for the row
+        connection.invalidate()
+    taken = other.claims.next(1).claim
+    assert taken is not None
+    assert taken.number == 0
+    gone.close()
+    other.close()
+
+
+def test_claims_whose_answers_are_lost(tmp_path: Path, database: Postgres) -> None:
+    """A worker has what it claimed without knowing: the answers to all messages of a claim are lost in turn."""
+    with Proxy(database.port) as proxy:
+        address = Address.parse(database.behind(proxy.port))
+        Database.create(address, "claims", ["score", "macs"], {})
+        worker = Database.open(address, "claims", Presence(tmp_path))
+        assert worker.claims is not None
+        for number in range(15):
+            proxy.lose_answer(number + 1)
+            claim = worker.claims.next(100).claim
+            assert claim is not None
+            assert claim.number == number
+        worker.close()
+
+
+@pytest.mark.slow
 def test_one_worker_whose_answers_are_lost(harness: Harness, tmp_path: Path, database: Postgres) -> None:
-    """What it asked for was done, and it does not know: it comes to the same as one that was left alone."""
-    alone = Crew(harness, tmp_path / "alone", 30, "tpe")
+    """What it asked for was done, and it does not know: it comes to the same as one that was left alone.
+
+    The answer to each message is lost that goes to the server from one evaluation to the next.
+    """
+    planned = 50
+    alone = Crew(harness, tmp_path / "alone", planned, "tpe")
     alone.hire()
     alone.finish()
-    rng = random.Random(5)
     with Proxy(database.port) as proxy:
-        team = Crew(harness, tmp_path / "cut-off", 30, "tpe", database, database.behind(proxy.port))
+        team = Crew(harness, tmp_path / "cut-off", planned, "tpe", database, database.behind(proxy.port))
         team.hire()
-        for _ in range(8):
+        for number in range(1, planned - 5):
             team.until_begun(1)
-            proxy.lose_answer(rng.randint(1, 15))
+            proxy.lose_answer(number)
             team.record("answer lost")
         assert team.finish() == 0
     told = [[(trial.number, trial.candidate, trial.score) for trial in each.trials] for each in (alone, team)]

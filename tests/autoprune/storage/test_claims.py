@@ -95,6 +95,15 @@ def test_what_a_dead_worker_held_is_taken_over_at_once(open_worker: list[Databas
     assert new.token != old.token
 
 
+def test_what_is_held_by_one_that_has_left_is_taken_first(open_worker: list[Database]) -> None:
+    """It could not give it back: the disk was full."""
+    first, second, _ = open_worker
+    number = claimed(first).number
+    assert first.claims is not None
+    first.claims.presence.leave()
+    assert claimed(second).number == number
+
+
 def test_what_was_given_back_is_taken_first(open_worker: list[Database]) -> None:
     first, second, _ = open_worker
     claims = [claimed(first) for _ in range(3)]
