@@ -124,6 +124,8 @@ class Agent(ABC):
         trials: what was told so far.
         pending: what other workers evaluate now and will be told later, None where that is not known yet: set before
             `ask`, so that several workers do not propose the same. It is no part of the state.
+        place: which of its trials it is asked for, counted from 0; None for the next one. With several workers a number
+            may be asked for after later ones were told.
 
     Raises:
         UserError: a negative seed, a budget that no subnet fits, or a cost that the space cannot tell.
@@ -145,14 +147,15 @@ class Agent(ABC):
         self.num_wishes = len(space.groups) + bool(costs)
         self.trials: list[Trial] = []
         self.pending: tuple[Candidate | None, ...] = ()
+        self.place: int | None = None
         self._limits = limits
         needed = self._spent((0,) * len(space.groups)) * (1 + 1e-9)  # so that rounding leaves room for the smallest
         self.least_share = min(1.0, max(FRONT_SHARES[-1], needed))
 
     @property
     def rank(self) -> int:
-        """How many trials of this agent come before the one it is asked for."""
-        return len(self.trials) + len(self.pending)
+        """How many trials of this agent come before the one it is asked for, by number."""
+        return len(self.trials) + len(self.pending) if self.place is None else self.place
 
     @property
     def ruled_out(self) -> dict[str, int]:

@@ -147,7 +147,7 @@ class ClusteredAgent(Agent):
         return self._fine.ruled_out
 
     def ask(self, number: int) -> Candidate:
-        self._fine.pending = self.pending
+        self._fine.pending, self._fine.place = self.pending, self.place
         if self._coarse is not None:
             candidate = self._proposal(self._coarse, number)[1]
             if candidate not in self._fine.tried:

@@ -251,7 +251,7 @@ def search(
         latency_confidence=latency_confidence,
         measure_trials=measure_trials,
         device_profile=None if device_profile is None else str(Path(device_profile).expanduser().absolute()),
-        storage=None if storage is None else Address.parse(storage).shown,
+        storage=None if storage is None else Address.named(storage).shown,
         study=path.absolute().name if study is None and storage is not None else study,
         points=points,
         finetune=None if finetune is None else finetune.to_dict(),
@@ -308,7 +308,7 @@ def resume(
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     if storage is not None:
-        Address.parse(storage)  # its password is known from now on
+        Address.named(storage)  # its password is known from now on
     with Study.open(Path(run)) as study:
         check_crew(study.config, workers, executor)
         bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)

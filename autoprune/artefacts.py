@@ -73,7 +73,7 @@ ARTEFACTS = (
     Artefact(pattern=str(DEVICE), read=read_entries),
     Artefact(pattern=str(ORDER), read=lambda path: load_order(path.parents[1])),
     Artefact(pattern=str(PRIOR), read=KLTable.load),
-    Artefact(pattern=f"{LOSSES}/*.np[yz]", read=read_losses),
+    Artefact(pattern=f"{LOSSES}/*.npz", read=read_losses),
     Artefact(pattern=str(TABLE), read=KLTable.load),
     Artefact(
         pattern=str(proxy_file.FILE),

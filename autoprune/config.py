@@ -78,7 +78,7 @@ _TABLES: dict[str, tuple[str, ...]] = {
 # Whoever reads these may rely on their type: a file from elsewhere may hold anything.
 _TEXTS = (
     *("id", "model", "weights", "device", "data", "data_root", "agent", "prior", "aim", "score", "importance"),
-    *("recovery", "precision", "bounds", "measure_trials", "device_profile"),
+    *("recovery", "precision", "bounds", "measure_trials", "device_profile", "storage", "study"),
 )
 _LISTS = ("budget", "runtimes", "formats")
 

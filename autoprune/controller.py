@@ -19,7 +19,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -157,10 +156,12 @@ class Controller:
 
     def _stop_at(self, failures: int, failure: Failure | None) -> None:
         if failure is not None and failures >= MAX_FAILURES:
+            failed = f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failure.message} "
+            if not self.study.holds_folder:
+                raise UserError(f"{failed}Mend that, then start this worker again.")
             self.study.change(trials=self.study.config.trials + MAX_FAILURES)
             raise UserError(
-                f"{MAX_FAILURES} trials in a row failed in the same way, the last with: {failure.message} "
-                f"Mend that, then go on with `autoprune resume {self.study.path}`, which makes up for them."
+                f"{failed}Mend that, then go on with `autoprune resume {self.study.path}`, which makes up for them."
             )
 
     def _work(self, claim: Claim, pending: Pending, known: Known) -> Failure | None:
@@ -171,7 +172,8 @@ class Controller:
             candidate = self._ask(claim, pending, known)
             placed = self._place(candidate, seat, known.outcomes)
             while placed.candidate != candidate and not self._may_evaluate(claim, placed.candidate, known):
-                self._wait(known)
+                self.study.forget(claim)  # who evaluates what we wait for may wait for what we have begun
+                self._wait(claim, known)
             trial, failure = self._try(number, placed, seat, known, start)
             kept = self.space.keep_ratios(trial.candidate)
             self._learn(self.study.store(claim, trial, kept, self._limits(self.budget)), known)
@@ -192,22 +194,24 @@ class Controller:
         for attempt in itertools.count():
             others = sorted(pending.items())
             agent.pending = tuple(each for other, each in others if self._seat(other).agent is agent)
+            agent.place = number // len(self.seats)
             candidate = agent.ask(number)
             if self._may_evaluate(claim, candidate, known):
                 return candidate
-            if attempt >= ASK_AGAIN:
-                time.sleep(POLL_S)
-            self._learn(self.study.news(), known)
-            pending = self.study.pending(claim)
+            pending = self._wait(claim, known, POLL_S if attempt >= ASK_AGAIN else 0)
         raise AssertionError("unreachable")
 
     def _may_evaluate(self, claim: Claim, candidate: Candidate, known: Known) -> bool:
         """Whether the outcome is known already, or else nobody evaluates the candidate but the owner of the claim."""
-        return candidate in known.outcomes or self.study.begin(claim, candidate)
+        # begun in any case: what is known may be a bound that does not settle it
+        return self.study.begin(claim, candidate) or candidate in known.outcomes
 
-    def _wait(self, known: Known) -> None:
-        time.sleep(POLL_S)
+    def _wait(self, claim: Claim, known: Known, seconds: float = POLL_S) -> Pending:
+        """Let others get on; take in what they stored, and return what they evaluate now."""
+        stopping.check()
+        time.sleep(seconds)
         self._learn(self.study.news(), known)
+        return self.study.pending(claim)
 
     def _learn(self, trials: Iterable[Trial], known: Known) -> None:
         """Tell trials, of this worker or others, to their agents, and take in what they say."""
@@ -329,7 +333,7 @@ class Controller:
         return became
 
     def _evaluate(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
-        with nullcontext() if self.keeper is None else among_others():  # others on this machine may measure
+        with among_others():  # who may measure on this machine
             return self._score(number, candidate, incumbent)
 
     def _score(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:

@@ -26,6 +26,7 @@ DISK = {
     errno.EROFS: "make the file system writable (some become read-only after an error: see dmesg)",
     errno.EACCES: _WRITE,
     errno.EPERM: _WRITE,
+    errno.EBUSY: "end the other process that holds it, or wait for it",
     errno.EIO: "look after the disk or the network share, which has failed (see dmesg)",
 }
 """Errors that the next trial would meet as well, and what to do about them."""

@@ -50,7 +50,7 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Args:
         path: the folder to make; its parents are made as needed.
-        replace: remove what is at `path` first; a kill between removal and rename leaves `path` absent, so callers
+        replace: put it in the place of what is at `path`; a kill between two renames leaves `path` absent, so callers
             may read "absent" as "to be made again". False: OSError where a folder that is not empty is there.
     """
     temporary = _temporary(path)
@@ -64,8 +64,12 @@ def atomic_folder(path: Path, *, replace: bool = True) -> Iterator[Path]:
             _sync(entry)
         _sync(temporary)
         if replace and path.exists():
-            shutil.rmtree(path)
-        temporary.rename(path)
+            old = _temporary(path.with_name(f"{path.name}.old"))
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _sync(path.parent)

@@ -100,7 +100,7 @@ def finish(study: Study, bench: Workbench, progress: Progress) -> Finished:
             export(index, models[str(index)], finished, study, bench)
             task.advance()
     for folder in (run / FOLDER).iterdir():
-        if not (folder.name.isdecimal() and int(folder.name) < len(points)):
+        if folder.is_dir() and folder.name.isdecimal() and int(folder.name) >= len(points):  # of an earlier front
             shutil.rmtree(folder)
     report(finished, study, bench)
     finished.write(run)

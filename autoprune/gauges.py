@@ -81,14 +81,15 @@ class Gauges:
     ) -> None:
         """Measure what the models of some gauges need, as far as the profile does not hold it; write each to `run`."""
         for gauge in gauges:
-            gauge.model = LatencyModel.measure(
-                space,
-                gauge.stopwatch,
-                subnets=config.latency_subnets,
-                seed=config.seed,
-                profile=profile,
-                progress=progress,
-            )
+            with self.lend(gauge.place):
+                gauge.model = LatencyModel.measure(
+                    space,
+                    gauge.stopwatch,
+                    subnets=config.latency_subnets,
+                    seed=config.seed,
+                    profile=profile,
+                    progress=progress,
+                )
             progress.say(f"Latency on {gauge.device}, batch {gauge.batch}: {gauge.model.error}.")
             if gauge.metered:
                 dense = gauge.stopwatch.measure({})["dense"]

@@ -124,7 +124,7 @@ def ready_devices(bench: Workbench, study: Study, progress: Progress, *, again: 
     if missing and study.config.prepared:
         progress.say(f"Measuring again what predicts latency on {', '.join(gauge.device for gauge in missing)}.")
         forget_verified(run)
-        study.change(readings_from=len(study.trials))
+        study.change(readings_from=1 + max((trial.number for trial in study.trials), default=-1))
     if missing:
         profile = device_profile(study.config, run, progress)
         gauges.learn_devices(missing, bench.space, bench.config, run, profile, progress)
@@ -171,6 +171,7 @@ def read_hardest_first(bench: Workbench, uniform: Candidate, run: Path, progress
     except Exception as error:  # the user's model fails on this candidate: the trials will say so, in any order
         if disk_error(error):
             raise
+        stopping.check()  # which reaches the processes that load data as well
         return None
     if order is not None:
         bench.evaluator.use_order(order)
@@ -195,6 +196,7 @@ def _settle_measuring(bench: Workbench, uniform: Candidate, progress: Progress) 
     except Exception as error:  # the user's model fails on this candidate: the trials will say so
         if disk_error(error):
             raise
+        stopping.check()  # which reaches the processes that load data as well
         return "off"
     measured = seconds[0] < seconds[1]
     progress.say(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoprune import stopping
 from autoprune.agents import option_names
 from autoprune.agents.table import Table
 from autoprune.config import SearchConfig
@@ -43,10 +44,9 @@ def with_prior(bench: Workbench, study: Study, progress: Progress) -> Workbench:
     try:
         measured = measure_table(bench.evaluator, levels=LEVELS, samples=SAMPLES, path=path, progress=progress)
     except Exception as error:  # the user's model runs in here; trials will say what is wrong with it
-        if disk_error(error):
-            raise
-        if isinstance(error, UserError) and path.is_file():
-            raise
+        stopping.check()  # which reaches the processes that load data as well
+        if disk_error(error) or study.trials or (isinstance(error, UserError) and path.is_file()):
+            raise  # a study that began with a table has one to its end
         reason = error if isinstance(error, UserError) else describe_error(error)
         progress.say(f"The agent starts without a table of losses: {reason}")
         study.change(prior="off")

@@ -5,7 +5,9 @@ The losses of every complete trial are kept in the run folder: a later candidate
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,14 +51,14 @@ class Races:
     error: float = ERROR
     audit: float = AUDIT
     progress: Progress = NO_PROGRESS
-    _known: dict[int, FloatArray] = field(default_factory=dict)
+    _known: dict[Candidate, FloatArray] = field(default_factory=dict)
 
     def __call__(self, number: int, candidate: Candidate, incumbent: Trial | None) -> float | Cut:
         """Evaluate the candidate of trial `number`, in full where there is no incumbent; see `Evaluator.evaluate`."""
         assert self.hardest_first is not None
         if incumbent is None:
             score, losses = self.evaluator.race(candidate, self.hardest_first, None, None)
-            self._keep(number, losses, self.hardest_first)
+            self._keep(candidate, losses, self.hardest_first)
             return score
         assert incumbent.score is not None
         theirs = self._losses(incumbent)
@@ -66,31 +68,36 @@ class Races:
         watch = _Audit(test) if is_audited(self.seed, number, self.audit) else test
         found, losses = self.evaluator.race(candidate, order.tolist(), incumbent.score, watch)
         if not isinstance(found, Cut):
-            self._keep(number, losses, order.tolist())
+            self._keep(candidate, losses, order.tolist())
         if isinstance(watch, _Audit) and watch.would_cut:
             if isinstance(found, Cut):
                 return Cut(found.bound, found.evaluated, "statistical", audit=True)
             return Cut(found, 1.0, "statistical", audit=found <= incumbent.score)
         return found
 
-    def _keep(self, number: int, losses: FloatArray, order: Sequence[int]) -> None:
-        """Keep the losses of a complete trial, put back into the order of the split."""
-        self._known[number] = np.empty(len(losses))
-        self._known[number][np.asarray(order)] = losses
-        write_losses(self.folder / LOSSES / f"{number}.npz", self._known[number])
+    def _keep(self, candidate: Candidate, losses: FloatArray, order: Sequence[int]) -> None:
+        """Keep the losses of a candidate, put back into the order of the split."""
+        self._known[candidate] = np.empty(len(losses))
+        self._known[candidate][np.asarray(order)] = losses
+        write_losses(self._path(candidate), self._known[candidate])
+
+    def _path(self, candidate: Candidate) -> Path:
+        # by candidate, not by trial: another worker may have taken over the number of a trial that is evaluated here
+        digest = hashlib.sha256(json.dumps(candidate).encode()).hexdigest()
+        return self.folder / LOSSES / f"{digest[:16]}.npz"
 
     def _losses(self, trial: Trial) -> FloatArray:
         """The losses of a complete trial: remembered, read, or made again where the file is missing or damaged."""
-        if trial.number not in self._known:
-            path = self.folder / LOSSES / f"{trial.number}.npz"
+        if trial.candidate not in self._known:
+            path = self._path(trial.candidate)
             found = usable(lambda: read_losses(path, self.evaluator.data.search.num_samples), self.progress)
             if found is None:
                 assert self.hardest_first is not None
                 _, losses = self.evaluator.race(trial.candidate, self.hardest_first, None, None)
-                self._keep(trial.number, losses, self.hardest_first)
+                self._keep(trial.candidate, losses, self.hardest_first)
             else:
-                self._known[trial.number] = found
-        return self._known[trial.number]
+                self._known[trial.candidate] = found
+        return self._known[trial.candidate]
 
 
 def write_losses(path: Path, losses: FloatArray) -> None:
@@ -102,7 +109,7 @@ def write_losses(path: Path, losses: FloatArray) -> None:
 
 
 def read_losses(path: Path, num_samples: int | None = None) -> FloatArray:
-    """Read losses [samples]; what was written before there was a format is in ``<number>.npy``.
+    """Read losses [samples].
 
     Args:
         num_samples: that there must be; None for any number.
@@ -111,12 +118,11 @@ def read_losses(path: Path, num_samples: int | None = None) -> FloatArray:
         Damaged: there are none, or they cannot be read.
         Newer: they are of a format to come.
     """
-    path = path if path.exists() else path.with_suffix(".npy")
     if not path.is_file():
         raise Damaged(path, "")
     try:
         content = np.load(path, allow_pickle=False)
-        found, version = (content, 0) if path.suffix == ".npy" else (content["losses"], int(content["format"]))
+        found, version = content["losses"], int(content["format"])
     except Exception as error:  # numpy and zipfile raise a dozen types on torn files
         raise Damaged(path, repr(error)) from None
     if version > FORMAT:

@@ -29,8 +29,9 @@ from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.storage import Address, Claim, Database, Turn
 from autoprune.storage.claims import Claims
-from autoprune.storage.database import damaged, storage_errors
+from autoprune.storage.database import NoSuchStudy, damaged, storage_errors
 from autoprune.storage.presence import Presence, beating
+from autoprune.trust import check_storage
 
 FILE = "study.db"
 
@@ -48,6 +49,7 @@ class Study:
         path: the run folder; of a worker that does not see it, a temporary one with copies of what it needs.
         config: its settings.
         trials: what was tried so far, in the order in which it was stored: with one worker, that of their numbers.
+        holds_folder: whether this process, and no other, writes to the run folder.
     """
 
     def __init__(self, path: Path, config: SearchConfig, database: Database) -> None:
@@ -55,6 +57,7 @@ class Study:
         self.config = config
         self.trials: list[Trial] = []
         self._sees_folder = True
+        self.holds_folder = False
         self._database = database
         self._closing = ExitStack()  # what is let go of at the end, last things first
         self.news()
@@ -71,15 +74,20 @@ class Study:
             UserError: `path` exists, or the storage cannot be used or holds a study of that name.
         """
         check_new(path)
-        attributes = {key: getattr(config, key) for key in ("model", "data", "budget", "agent", "seed")}
         try:
             with atomic_folder(path, replace=False) as folder:
                 config.write(folder)
-                address = _address(folder, config)
-                Database.create(address, config.study or path.name, objectives(config.budget), attributes)
+                if config.storage is None:
+                    _create_database(folder, path.name, config)
         except OSError:
             check_new(path)  # another process may have made it meanwhile
             raise
+        if config.storage is not None:  # after the folder: a kill in between leaves one that `open` completes
+            try:
+                _create_database(path, path.name, config)
+            except BaseException:
+                shutil.rmtree(path)
+                raise
         return cls.open(path)
 
     @classmethod
@@ -94,8 +102,16 @@ class Study:
             opened.callback(FolderLock(path).release)
             remove_leftovers(path)
             presence = _present(path, opened)
-            study = cls._load(path, presence, opened)
+            try:
+                study = cls._load(path, presence, opened)
+            except NoSuchStudy:
+                config = SearchConfig.read(path)
+                if config.prepared:
+                    raise
+                _create_database(path, path.name, config)
+                study = cls._load(path, presence, opened)
             opened.callback(presence.sweep)
+            study.holds_folder = True
             study._claims.adopt([trial.number for trial in study.trials])
             study._closing = opened.pop_all()
         return study
@@ -131,7 +147,7 @@ class Study:
             UserError: the storage cannot be used, or its search has not come to its first trial.
         """
         with ExitStack() as opened:
-            database = Database.open(Address.parse(storage), name, _present(None, opened))
+            database = Database.open(Address.named(storage), name, _present(None, opened))
             opened.callback(database.close)
             _check_ready(database)
             folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="autoprune-")))
@@ -151,8 +167,15 @@ class Study:
     @classmethod
     def _load(cls, path: Path, presence: Presence | None, opened: ExitStack) -> Study:
         config = SearchConfig.read(path)
-        database = Database.open(_address(path, config), config.study, presence)
+        address = _address(path, config)
+        check_storage(config, str(path), named=address.is_named)
+        database = Database.open(address, config.study, presence)
         opened.callback(database.close)
+        if database.study.user_attrs.get("id", config.id) != config.id:
+            raise UserError(
+                f"The study {config.study!r} in {address.shown} is not that of {path}, but of another run of that name. "
+                "Restore the storage, or start a new run under another name: --study."
+            )
         return cls(path, config, database)
 
     @property
@@ -211,6 +234,10 @@ class Study:
         with storage_errors(self.address):
             return self._claims.begin(claim, candidate)
 
+    def forget(self, claim: Claim) -> None:
+        """Let others evaluate what was begun under a claim."""
+        self._claims.forget(claim)
+
     def pending(self, claim: Claim) -> dict[int, tuple[int, ...] | None]:
         """By number, what others evaluate now; None where they do not know yet."""
         with storage_errors(self.address):
@@ -267,9 +294,10 @@ class Study:
         self._database.put_file(CONFIG, (self.path / CONFIG).read_bytes())
 
     def change(self, **settings: Any) -> None:
-        """Change settings, such as the planned number of trials, durably."""
+        """Change settings, such as the planned number of trials: durably, where this process holds the folder."""
         config = replace(self.config, **settings)
-        config.write(self.path)
+        if self.holds_folder:
+            config.write(self.path)
         self.config = config
 
     def discard(self) -> None:
@@ -326,6 +354,11 @@ def _check_ready(database: Database) -> None:
             f"The search {database.study.study_name!r} in {database.address.shown} is still being prepared. Start this "
             "worker again once it tries candidates."
         )
+
+
+def _create_database(folder: Path, name: str, config: SearchConfig) -> None:
+    attributes = {key: getattr(config, key) for key in ("id", "model", "data", "budget", "agent", "seed")}
+    Database.create(_address(folder, config), config.study or name, objectives(config.budget), attributes)
 
 
 def _address(folder: Path, config: SearchConfig) -> Address:

@@ -79,15 +79,35 @@ def check_trusted(config: SearchConfig, where: str, *, trust: bool) -> None:
     )
 
 
+def check_storage(config: SearchConfig, where: str, *, named: bool) -> None:
+    """Refuse to connect to a storage that a configuration from elsewhere names: drivers send passwords there, and more.
+
+    Args:
+        named: the user has given the same storage, which is remembered.
+
+    Raises:
+        UserError: neither this user's search began there, nor did they name it.
+    """
+    if config.storage is None:
+        return
+    if named:
+        remember(config, ["storage"])
+    elif _digest(config.id, "storage", risks(config)["storage"]) not in _read(_state_file()):
+        raise UserError(
+            f"{where} keeps its trials at {config.storage}, which you have not used with it. If you trust that "
+            "storage, name it: --storage, or the environment variable AUTOPRUNE_STORAGE."
+        )
+
+
 def is_trusted(config: SearchConfig) -> bool:
     """Whether a configuration has no risks, or only ones that this user has accepted."""
     known = _read(_state_file())
     return all(_digest(config.id, name, text) in known for name, text in risks(config).items())
 
 
-def remember(config: SearchConfig) -> None:
-    """Trust the risks of a configuration from now on; where that cannot be stored, warn."""
-    new = [_digest(config.id, name, text) for name, text in risks(config).items()]
+def remember(config: SearchConfig, only: Iterable[str] | None = None) -> None:
+    """Trust the risks of a configuration, or `only` some, from now on; where that cannot be stored, warn."""
+    new = [_digest(config.id, name, text) for name, text in risks(config).items() if only is None or name in only]
     if not new or not config.id:
         return
     path = _state_file()
@@ -129,6 +149,8 @@ def risks(config: SearchConfig) -> dict[str, str]:
     commands = [text for text in config.runtimes if "command" in text]
     if commands:
         found["runtimes"] = f"runs {json.dumps(commands)}"
+    if config.storage is not None:
+        found["storage"] = f"connects to {config.storage}"
     if config.device_profile is not None:
         found["device_profile"] = f"writes {config.device_profile}"
     return found

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from autoprune import stopping
 from autoprune.documents import parsing, read_document, usable, write_document
 from autoprune.failures import describe_error, ends_search
 from autoprune.front import FrontPoint
@@ -76,6 +77,7 @@ def _moved(point: FrontPoint, keeper: Keeper, bench: Workbench, progress: Progre
     except Exception as error:  # the user's model and score run in here, on a candidate that is new to them
         if ends_search(error):
             raise
+        stopping.check()  # which reaches the processes that load data as well
         progress.say(f"The point of trial {point.trial} was not moved: {describe_error(error)}")
         return point
     larger = all(new >= old for new, old in zip(kept.candidate, point.candidate, strict=True))

@@ -201,7 +201,8 @@ def rebuild_workbench(
 
 
 def _without(config: SearchConfig, objects: Objects) -> SearchConfig:
-    """The configuration without what the caller hands over instead."""
+    """The configuration without what the caller hands over instead, and without what was asked for already."""
+    config = replace(config, storage=None)  # when the study was opened
     if objects.model is not None:
         config = replace(config, model=None, model_args={}, weights=None)
     if objects.data is not None:

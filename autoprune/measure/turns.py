@@ -9,9 +9,14 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from autoprune import stopping
+
+POLL_S = 0.01
 
 
 @contextmanager
@@ -38,7 +43,18 @@ def _locked(name: str, how: int) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"autoprune-{os.getuid()}-{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, how)
+        while not _taken(descriptor, how):
+            stopping.check()
+            time.sleep(POLL_S)
         yield
     finally:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough where a forked process holds it open
         os.close(descriptor)
+
+
+def _taken(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

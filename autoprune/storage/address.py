@@ -35,6 +35,9 @@ _SERVERS = {
 _known: dict[str, Address] = {}
 """Those with a password, by what is shown of them."""
 
+_named: set[str] = set()
+"""What the user gave, as it is shown."""
+
 SQLITE_TIMEOUT_S = 60
 """Wait this long for another process that is writing."""
 
@@ -71,8 +74,9 @@ class Address:
             UserError: not a URL of a storage that can be used, or its driver is not installed.
         """
         try:
+            without_password(text)  # from now on it is hidden, whatever becomes of the rest
             url = make_url(text)
-        except ArgumentError:
+        except (ArgumentError, ValueError):
             raise UserError(
                 "A storage is given as a URL, for example postgresql://user@host/database or sqlite:///study.db, "
                 f"but got {_without_userinfo(text)!r}."
@@ -94,6 +98,19 @@ class Address:
         elif (given := os.environ.get(VARIABLE)) is not None and given != text:
             cls.parse(given)
         return _known.get(address.shown, address)
+
+    @classmethod
+    def named(cls, text: str) -> Address:
+        """As `parse`, for what the user gave, not a file from elsewhere: it may be connected to."""
+        address = cls.parse(text)
+        _named.add(address.shown)
+        return address
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the user gave it to this process, as an argument or in `VARIABLE`."""
+        given = os.environ.get(VARIABLE)
+        return self.shown in _named or (given is not None and Address.parse(given).shown == self.shown)
 
     @property
     def shown(self) -> str:

@@ -9,6 +9,7 @@ is still the owner's (`done_by`): so a worker that was paused and wakes up late 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import secrets
 from collections.abc import Sequence
@@ -68,20 +69,27 @@ class Claims:
 
     def next(self, planned: int) -> Turn:
         """Claim the lowest number that nobody works on any more, else the next one below `planned`."""
-        token = secrets.token_hex(16)  # of all attempts: one whose answer was lost has claimed a trial all the same
-        return patiently(self.engine, lambda: self._next(planned, token))
+        attempts = itertools.count()
 
-    def _next(self, planned: int, token: str) -> Turn:
-        rows = tables.claims.c
+        def attempt() -> Turn:
+            if next(attempts):
+                self.presence.look_anew()
+            return self._next(planned)
+
+        return patiently(self.engine, attempt)
+
+    def _next(self, planned: int) -> Turn:
+        rows, token = tables.claims.c, secrets.token_hex(16)
         while True:
             with self.engine.connect() as connection:
                 last = connection.execute(select(func.max(rows.number)).where(rows.study_id == self.study_id)).scalar()
             begun = 0 if last is None else last + 1
             unfinished = self._unfinished()  # afterwards: what is begun in between must not count as stored
-            stored = begun - sum(row.number < begun for row in unfinished)
+            wanted = min(begun, planned)
+            stored = wanted - sum(row.number < wanted for row in unfinished)
             pending = {row.number: _candidate(row.candidate) for row in unfinished}
             for row in unfinished:
-                if row.number < planned and (row.token == token or self._take_over_stale(row, token)):
+                if row.number < planned and self._is_free(row) and self._take_over(row, token):
                     del pending[row.number]
                     return Turn(Claim(row.number, token), pending, stored)
             if begun >= planned:
@@ -95,9 +103,15 @@ class Claims:
                 continue  # another worker was faster
 
     def pending(self, claim: Claim) -> dict[int, Candidate | None]:
-        """What others evaluate now, by number; None where they do not know yet."""
-        found = patiently(self.engine, self._unfinished)
-        return {row.number: _candidate(row.candidate) for row in found if row.token != claim.token}
+        """What others evaluate now, by number; None where they do not know yet.
+
+        What one has begun that has ended meanwhile may be evaluated by others from now on.
+        """
+        others = [row for row in patiently(self.engine, self._unfinished) if row.token != claim.token]
+        for row in others:
+            if row.candidate is not None and self._is_free(row):
+                self._take_over(row, token="")
+        return {row.number: _candidate(row.candidate) for row in others}
 
     def _unfinished(self) -> Sequence[Any]:
         rows = tables.claims.c
@@ -110,10 +124,14 @@ class Claims:
         own = {"worker": self.presence.worker, "token": claim.token, "beat": 0}
         return {"study_id": self.study_id, "number": claim.number, "done": done, **own}
 
-    def _take_over_stale(self, row: Any, token: str) -> bool:
-        """Make a claim that nobody works on any more ours, under a new token; whether that was so."""
-        if not self.presence.is_stale(row.worker, row.token, row.beat):
-            return False
+    def _is_free(self, row: Any) -> bool:
+        """Whether nobody works on an unfinished claim. A worker has one at most: what else is in our name is not worked
+        on, such as one whose answer was lost with the connection.
+        """
+        return row.worker == self.presence.worker or self.presence.is_stale(row.worker, row.token, row.beat)
+
+    def _take_over(self, row: Any, token: str) -> bool:
+        """Change the token of a claim that nobody works on; False where another was faster."""
         new = {"worker": self.presence.worker, "token": token, "beat": 0, "candidate": None, "digest": None}
         rows = tables.claims.c
         return self._update(Claim(row.number, row.token), rows.beat == row.beat, rows.done == 0, **new)
@@ -133,26 +151,22 @@ class Claims:
             raise LostClaim(f"trial {claim.number} was taken over by another worker")
         return True
 
+    def forget(self, claim: Claim) -> None:
+        """Let others evaluate what was begun under a claim; the claim stays."""
+        patiently(self.engine, lambda: self._update(claim, tables.claims.c.done == 0, candidate=None, digest=None))
+
     def give_back(self, claim: Claim) -> None:
         """Let others take the trial at once."""
         self._update(claim, tables.claims.c.done == 0, token="", candidate=None, digest=None)
 
-    def owns(self, claim: Claim) -> bool:
-        """Whether the claim is still its owner's and its trial is not stored yet."""
-        return self._state(claim) == 0
-
     def is_stored(self, claim: Claim) -> bool:
         """Whether the trial is stored, by the owner of this claim."""
-        return self._state(claim) == 1
-
-    def _state(self, claim: Claim) -> int | None:
         rows = tables.claims.c
         found = select(rows.done).where(
             rows.study_id == self.study_id, rows.number == claim.number, rows.token == claim.token
         )
         with self.engine.connect() as connection:
-            state: int | None = connection.execute(found).scalar()
-            return state
+            return connection.execute(found).scalar() == 1
 
     def beat(self, claim: Claim) -> None:
         """Say that the owner of a claim is alive."""

@@ -37,6 +37,10 @@ from autoprune.storage.patience import is_broken, patiently, said
 from autoprune.storage.presence import Presence
 
 
+class NoSuchStudy(UserError):
+    """The storage holds no study of that name."""
+
+
 class Database:
     """One study in a database, for a worker that appends to it or, without `presence`, for a reader.
 
@@ -295,7 +299,7 @@ def _chosen(name: str | None, names: Sequence[str], address: Address) -> str:
         return names[0]
     what = f"{len(names)} studies" if name is None else f"no study {name!r}"
     known = ", ".join([*sorted(names)[:10], *(["..."] if len(names) > 10 else [])]) if names else "none"
-    raise UserError(f"{address.shown} holds {what}. Name one of these: --study NAME. There are: {known}.")
+    raise NoSuchStudy(f"{address.shown} holds {what}. Name one of these: --study NAME. There are: {known}.")
 
 
 def _open_storage(address: Address, *, writing: bool) -> RDBStorage:

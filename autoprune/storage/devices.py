@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from sqlalchemy import Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
+from autoprune import stopping
 from autoprune.storage import tables
 from autoprune.storage.patience import patiently
 from autoprune.storage.presence import Presence, beating
@@ -25,6 +26,7 @@ def lent(engine: Engine, presence: Presence, device: str) -> Iterator[None]:
     if len(device) > tables.LONG:
         device = hashlib.sha256(device.encode()).hexdigest()
     while not patiently(engine, lambda: _take(engine, presence, device, token)):
+        stopping.check()
         time.sleep(POLL_S)
     mine = tables.devices.c.name == device, tables.devices.c.token == token
 

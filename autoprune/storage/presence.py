@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from autoprune.lock import Held, hold
+from autoprune.lock import Held, hold, is_held
 
 FOLDER = "workers"
 
@@ -43,19 +43,18 @@ class Presence:
         self._seen: dict[str, tuple[int, float]] = {}  # token -> (beat, when that was seen first)
         if self._folder is not None:
             self._folder.mkdir(exist_ok=True)
-            self._held = hold(self._folder / self.worker)
+            self._held = hold(self._folder / self.worker, wait=True)  # one that looks for the dead may hold it now
 
     def is_gone(self, worker: str) -> bool:
         """Whether `worker` has certainly ended; False where that cannot be told."""
         if self._folder is None or worker == self.worker or worker.startswith(FAR):
             return False
-        if not (self._folder / worker).is_file():  # it has left: on a full disk, without giving back what it held
-            return True
-        lock = hold(self._folder / worker)
-        if lock is None:
+        if Path(worker).name != worker:  # no name of ours: a database from elsewhere may hold anything
             return False
-        lock.release()
-        return True
+        try:
+            return not is_held(self._folder / worker)
+        except OSError:  # it has left: on a full disk, without giving back what it held
+            return True
 
     def is_stale(self, worker: str, token: str, beat: int) -> bool:
         """Whether what `worker` holds under `token` may be taken over: given back, or held by one that has ended.
@@ -69,6 +68,10 @@ class Presence:
             self._seen[token] = beat, time.monotonic()
             return False
         return time.monotonic() - since > LEASE_S
+
+    def look_anew(self) -> None:
+        """Time all beats from now on: nobody could beat while the storage did not answer."""
+        self._seen.clear()
 
     def leave(self) -> None:
         """Say that this worker has ended."""

@@ -78,7 +78,8 @@ def processes(study: Study, workers: int) -> Iterator[list[Process]]:
     before = torch.get_num_threads()
     threads = before if THREADS in os.environ else max(1, before // workers)  # or all would compute on all cores
     environment = {**os.environ, THREADS: os.environ.get(THREADS, str(threads)), VARIABLE: study.address.secret}
-    command = [sys.executable, "-m", "autoprune", "worker", str(study.path)]
+    # trusted, since this process is, even where that could not be remembered
+    command = [sys.executable, "-m", "autoprune", "worker", str(study.path), "--trust"]
     logs = study.path / LOGS
     logs.mkdir(exist_ok=True)
     torch.set_num_threads(threads)

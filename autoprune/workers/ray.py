@@ -23,10 +23,10 @@ class RayTask:
 
     def ended(self) -> str | None:
         """None while it works, or waits for a place; then what went wrong, empty if nothing did."""
-        done, _ = self._ray.wait([self._task], timeout=0)
-        if not done:
-            return None
         try:
+            done, _ = self._ray.wait([self._task], timeout=0)
+            if not done:
+                return None
             self._ray.get(self._task)
         except Exception as error:
             if self._stopped:

@@ -165,7 +165,7 @@ def test_losses_are_kept_and_made_again(tmp_path: Path) -> None:
     evaluator = table_evaluator(logits, targets, "accuracy", batch_size=16)
     first = incumbent(Races(evaluator, list(range(400)), tmp_path))
     outcomes = []
-    path, said = tmp_path / LOSSES / "0.npz", []
+    (path,), said = (tmp_path / LOSSES).iterdir(), []
     progress: Any = type("Lines", (), {"say": lambda _, text: said.append(text)})()
     whole = path.read_bytes()
     old = np.load(path)["losses"]
@@ -179,10 +179,7 @@ def test_losses_are_kept_and_made_again(tmp_path: Path) -> None:
         assert np.array_equal(read_losses(path, 400), old)
     assert all(outcome == outcomes[0] for outcome in outcomes)
     assert len(said) == 3
-    assert all("0.npz is damaged" in line for line in said)
-    path.unlink()
-    np.save(path.with_suffix(".npy"), old)  # of an earlier release
-    assert np.array_equal(read_losses(path, 400), old)
+    assert all(f"{path.name} is damaged" in line for line in said)
     with path.open("wb") as file:
         np.savez(file, losses=old, format=2)
     with pytest.raises(UserError, match="newer autoprune"):

@@ -210,3 +210,30 @@ def test_crews_that_cannot_work_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("autoprune.workers.crew.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"autoprune\[ray\]"):
         check_crew(config(), 2, "ray")
+
+
+def test_a_number_that_is_taken_over_gets_what_it_would_have_got(tmp_path: Path) -> None:
+    """The first candidates of an agent are not lost with the worker that had them."""
+    make(tmp_path / "one", trials=4, agent="uniform", sweep=(1.0,))
+    make(tmp_path / "two", trials=4, agent="uniform", sweep=(1.0,))
+    alone = share_work(tmp_path / "one", score, workers=1)
+    with Study.join(tmp_path / "two") as first:
+        assert first.next().claim is not None  # number 0, and nothing comes of it until the others are stored
+        with Study.join(tmp_path / "two") as second:
+            claim = second.next().claim
+            assert claim is not None
+            second.store(claim, alone[1], SPACE.keep_ratios(alone[1].candidate))
+    trials = share_work(tmp_path / "two", score, workers=1)
+    assert {t.number: t.candidate for t in trials} == {t.number: t.candidate for t in alone}
+
+
+def test_a_worker_writes_no_settings_of_its_own_into_the_run(tmp_path: Path) -> None:
+    make(tmp_path / "r", trials=9)
+    before = (tmp_path / "r" / "config.toml").read_text()
+
+    def fails(candidate: Candidate) -> float:
+        raise ValueError("boom")
+
+    with Study.join(tmp_path / "r", weights="/elsewhere") as study, pytest.raises(UserError, match="start this worker"):
+        controller(study, fails).run()
+    assert (tmp_path / "r" / "config.toml").read_text() == before

@@ -30,8 +30,8 @@ def address(tmp_path: Path) -> Address:
 
 @pytest.fixture
 def open_worker(address: Address, tmp_path: Path) -> Iterator[list[Database]]:
-    """Three workers of one run folder."""
-    made = [Database.open(address, None, Presence(tmp_path)) for _ in range(3)]
+    """Workers of one run folder."""
+    made = [Database.open(address, None, Presence(tmp_path)) for _ in range(5)]
     yield made
     for database in made:
         database.close()
@@ -49,10 +49,10 @@ def numbers(database: Database) -> list[int]:
 
 
 def test_numbers_are_given_out_once_and_no_more_than_planned(open_worker: list[Database]) -> None:
-    given = [claimed(open_worker[k % 3], 5).number for k in range(5)]
-    assert given == [0, 1, 2, 3, 4]
-    assert open_worker[0].claims is not None
-    turn = open_worker[0].claims.next(5)
+    given = [claimed(database, 4).number for database in open_worker[:4]]
+    assert given == [0, 1, 2, 3]
+    assert open_worker[4].claims is not None
+    turn = open_worker[4].claims.next(4)
     assert turn.claim is None
     assert sorted(turn.pending) == given
     assert turn.stored == 0
@@ -84,7 +84,7 @@ def test_threads_share_the_numbers_among_them(address: Address, tmp_path: Path) 
 
 
 def test_what_a_dead_worker_held_is_taken_over_at_once(open_worker: list[Database], tmp_path: Path) -> None:
-    first, second, _ = open_worker
+    first, second, *_ = open_worker
     old = claimed(first)
     assert claimed(second).number == 1  # the first is alive
     assert first.claims is not None
@@ -97,7 +97,7 @@ def test_what_a_dead_worker_held_is_taken_over_at_once(open_worker: list[Databas
 
 def test_what_is_held_by_one_that_has_left_is_taken_first(open_worker: list[Database]) -> None:
     """It could not give it back: the disk was full."""
-    first, second, _ = open_worker
+    first, second, *_ = open_worker
     number = claimed(first).number
     assert first.claims is not None
     first.claims.presence.leave()
@@ -105,12 +105,19 @@ def test_what_is_held_by_one_that_has_left_is_taken_first(open_worker: list[Data
 
 
 def test_what_was_given_back_is_taken_first(open_worker: list[Database]) -> None:
-    first, second, _ = open_worker
-    claims = [claimed(first) for _ in range(3)]
-    assert first.claims is not None
-    first.claims.give_back(claims[1])
+    claims = [claimed(database) for database in open_worker[:3]]
+    assert open_worker[1].claims is not None
+    open_worker[1].claims.give_back(claims[1])
+    assert claimed(open_worker[3]).number == 1
+    assert claimed(open_worker[4]).number == 3
+
+
+def test_a_worker_has_one_trial_at_a_time(open_worker: list[Database]) -> None:
+    """What else is in its name was lost on the way to it, with a connection or an exception."""
+    first, second, *_ = open_worker
+    assert claimed(first).number == 0
     assert claimed(second).number == 1
-    assert claimed(second).number == 3
+    assert claimed(first).number == 0
 
 
 def test_a_worker_that_hangs_loses_its_trial_and_its_late_result_is_dropped(
@@ -155,7 +162,7 @@ def test_a_result_is_stored_once_even_if_the_worker_is_told_that_it_was_not(open
 
 
 def test_nobody_evaluates_what_another_does(open_worker: list[Database]) -> None:
-    first, second, third = open_worker
+    first, second, third, *_ = open_worker
     assert first.claims is not None
     assert second.claims is not None
     assert third.claims is not None
@@ -173,7 +180,7 @@ def test_nobody_evaluates_what_another_does(open_worker: list[Database]) -> None
 
 
 def test_a_candidate_that_was_begun_and_lost_may_be_evaluated_by_who_takes_over(open_worker: list[Database]) -> None:
-    first, second, _ = open_worker
+    first, second, *_ = open_worker
     assert first.claims is not None
     assert second.claims is not None
     old = claimed(first)
@@ -217,7 +224,7 @@ def test_one_worker_after_the_other_has_a_device(open_worker: list[Database]) ->
 
 
 def test_a_device_that_a_dead_worker_held_is_free(open_worker: list[Database]) -> None:
-    first, second, _ = open_worker
+    first, second, *_ = open_worker
     assert first.claims is not None
     lent = first.lent("board")
     lent.__enter__()
@@ -246,7 +253,7 @@ def test_beats_come_while_the_block_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_files_come_back_whole_or_not_at_all(open_worker: list[Database]) -> None:
-    first, second, _ = open_worker
+    first, second, *_ = open_worker
     first.put_file("profile/prior.json", b"one")
     first.put_file("profile/prior.json", b"two")
     first.put_file("config.toml", bytes(300_000))
@@ -254,3 +261,43 @@ def test_files_come_back_whole_or_not_at_all(open_worker: list[Database]) -> Non
     with second.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE autoprune_files SET content = X'78' WHERE name = 'config.toml'")
     assert first.files("config.toml") == {}
+
+
+def test_what_a_dead_worker_had_begun_may_be_evaluated_by_one_that_waits_for_it(open_worker: list[Database]) -> None:
+    """The waiting worker has a claim of its own and asks for no other meanwhile."""
+    first, second, *_ = open_worker
+    assert first.claims is not None
+    assert second.claims is not None
+    assert first.claims.begin(claimed(first), (3, 4))
+    waiting = claimed(second)
+    assert not second.claims.begin(waiting, (3, 4))
+    assert second.claims.pending(waiting) == {0: (3, 4)}
+    assert not second.claims.begin(waiting, (3, 4))
+    assert first.claims.presence._held is not None
+    first.claims.presence._held.release()  # as the kernel does when a process is killed
+    second.claims.pending(waiting)
+    assert second.claims.begin(waiting, (3, 4))
+    assert claimed(open_worker[2]).number == 0
+
+
+def test_what_was_forgotten_may_be_evaluated_by_others(open_worker: list[Database]) -> None:
+    first, second, *_ = open_worker
+    assert first.claims is not None
+    assert second.claims is not None
+    one = claimed(first)
+    assert first.claims.begin(one, (3, 4))
+    first.claims.forget(one)
+    assert second.claims.begin(claimed(second), (3, 4))
+    first.store(one, frozen(0), keep_candidate=True)  # the claim is still its owner's
+
+
+def test_names_of_workers_from_a_database_touch_no_file(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    presence = Presence(tmp_path)
+    for name in (str(victim), "../victim"):
+        assert not presence.is_gone(name)
+    (tmp_path / "workers" / "link").symlink_to(victim)
+    presence.is_gone("link")
+    presence.sweep()
+    assert victim.read_text() == "precious"
