@@ -173,8 +173,8 @@ class Study:
         opened.callback(database.close)
         if database.study.user_attrs.get("id", config.id) != config.id:
             raise UserError(
-                f"The study {config.study!r} in {address.shown} is not that of {path}, but of another run of that name. "
-                "Restore the storage, or start a new run under another name: --study."
+                f"The study {config.study!r} in {address.shown} is that of another run, not of {path}. Restore the "
+                "storage, or start a new run under another name: --study."
             )
         return cls(path, config, database)
 

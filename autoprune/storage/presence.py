@@ -43,7 +43,11 @@ class Presence:
         self._seen: dict[str, tuple[int, float]] = {}  # token -> (beat, when that was seen first)
         if self._folder is not None:
             self._folder.mkdir(exist_ok=True)
-            self._held = hold(self._folder / self.worker, wait=True)  # one that looks for the dead may hold it now
+            path = self._folder / self.worker
+            while self._held is None or not path.exists():  # swept away by another before it was locked
+                if self._held is not None:
+                    self._held.release()
+                self._held = hold(path, wait=True)
 
     def is_gone(self, worker: str) -> bool:
         """Whether `worker` has certainly ended; False where that cannot be told."""
@@ -84,8 +88,10 @@ class Presence:
         """Delete the files of workers that were killed: for when nothing is claimed by them any more."""
         if self._folder is not None:
             for path in self._folder.iterdir():
-                if self.is_gone(path.name):
-                    path.unlink(missing_ok=True)
+                lock = None if path.name == self.worker else hold(path)
+                if lock is not None:
+                    path.unlink(missing_ok=True)  # before others can lock it
+                    lock.release()
 
 
 @contextmanager
