@@ -261,7 +261,7 @@ def check_same(before: Mapping[str, str], now: Mapping[str, str], run: Path | st
     """
     described = {
         "weights": "The dense weights are not those",
-        "data": "The data (its name, size, split or first batch) is not that",
+        "data": "The data (its name, size, split or first batch) is not the data",
         "space": "The model's prunable groups or parameter shapes are not those",
     }
     for name in described:

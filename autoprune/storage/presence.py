@@ -88,7 +88,9 @@ class Presence:
         """Delete the files of workers that were killed: for when nothing is claimed by them any more."""
         if self._folder is not None:
             for path in self._folder.iterdir():
-                lock = None if path.name == self.worker else hold(path)
+                if path.name == self.worker or path.is_symlink():
+                    continue
+                lock = hold(path)
                 if lock is not None:
                     path.unlink(missing_ok=True)  # before others can lock it
                     lock.release()

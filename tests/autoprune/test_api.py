@@ -93,7 +93,7 @@ def test_resume_refuses_what_is_not_the_same(tmp_path: Path) -> None:
     wider = ModelSource(NAMED.spec, {"widths": [8, 24], "blocks": [1, 1]}).build()
     with pytest.raises(ap.UserError, match=r"are not those that"):
         ap.resume(tmp_path / "r", model=wider, **loaders())
-    with pytest.raises(ap.UserError, match=r"data .* not that the run"):
+    with pytest.raises(ap.UserError, match=r"is not the data that"):
         ap.resume(tmp_path / "r", model=tiny_net(), train=loaders()["test"])
     with pytest.raises(ap.UserError, match=r"hand it over again.*model="):
         ap.resume(tmp_path / "r", **loaders())
