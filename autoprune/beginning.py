@@ -11,8 +11,9 @@ from autoprune.align import needs_steps
 from autoprune.config import SearchConfig
 from autoprune.preparing import check
 from autoprune.progress import Progress
+from autoprune.runtimes.base import MeasuringFailed
 from autoprune.search_spaces.errors import UserError
-from autoprune.study import Study
+from autoprune.study import PROFILE, Study
 from autoprune.trust import remember
 from autoprune.workbench import Objects, Workbench, fingerprints, make_workbench
 
@@ -43,11 +44,17 @@ def begin(path: Path, config: SearchConfig, objects: Objects, progress: Progress
 def discarded_unless_prepared(study: Study) -> Iterator[None]:
     """Remove the run folder that this process made where the user's input is at fault before the first trial.
 
-    Whatever else ends the block, a stop or a full disk, leaves a folder that can be resumed.
+    Whatever else ends the block, a stop, a full disk or a device that fails after it has measured, leaves a folder that
+    can be resumed.
     """
     try:
         yield
-    except UserError:
-        if not study.config.prepared:
-            study.discard()
+    except UserError as error:
+        if study.config.prepared:
+            raise
+        if isinstance(error, MeasuringFailed) and any((study.path / PROFILE).rglob("*.json")):
+            raise UserError(
+                f"{error} What was measured before is kept. Go on with it: autoprune resume {study.path}"
+            ) from None
+        study.discard()
         raise

@@ -45,6 +45,8 @@ def check(bench: Workbench, progress: Progress) -> None:
         _check_tightest(bench, Budget(unmeasured))
     budget = Budget(unmeasured) if unmeasured else Budget.parse("macs=1x")
     make_seats(replace(bench, budget=budget, config=replace(bench.config, sweep=(1.0,))))  # options of the agent
+    if bench.config.bounds == "statistical":
+        check_race(bench.evaluator, ())  # the order is found later
     score_dense = _score_dense(bench)  # model, data and score fit each other, or this says why not
     unweighted = bench.source is not None and bench.source.weights is None
     progress.say(

@@ -25,7 +25,7 @@ from autoprune.measure.quiet import quiet
 from autoprune.measure.robust import drift, estimate, outliers, spread
 from autoprune.progress import NO_PROGRESS, Progress, Task
 from autoprune.runtimes import Runnable, Runtime, Times
-from autoprune.search_spaces.errors import UserError
+from autoprune.runtimes.base import MeasuringFailed
 from autoprune.search_spaces.types import FloatArray
 
 WARMUP = 5
@@ -48,7 +48,7 @@ NOISY = 3.0
 Between once and this, the interval says how far the measurement got."""
 
 
-class TooNoisy(UserError):
+class TooNoisy(MeasuringFailed):
     """The machine is too noisy for the accuracy that was asked for."""
 
 

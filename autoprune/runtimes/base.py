@@ -14,6 +14,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import nn
 
+from autoprune.search_spaces.errors import UserError
+
+
+class MeasuringFailed(UserError):
+    """A device did not measure this time; what it measured before counts."""
+
 
 class Times(NamedTuple):
     """Milliseconds of one run of the whole batch.

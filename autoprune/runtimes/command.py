@@ -18,7 +18,7 @@ from weakref import finalize
 
 from torch import nn
 
-from autoprune.runtimes.base import Runtime, Session, Times
+from autoprune.runtimes.base import MeasuringFailed, Runtime, Session, Times
 from autoprune.runtimes.onnx_template import OnnxTemplate, require_onnx
 from autoprune.runtimes.onnxruntime import OnnxCall
 from autoprune.search_spaces.errors import UserError
@@ -102,16 +102,16 @@ class CommandRunnable:
         try:
             done = _run(self._words, {**os.environ, "AUTOPRUNE_THREADS": str(runtime.threads)}, runtime.timeout_s)
         except subprocess.TimeoutExpired:
-            raise UserError(f"{self._said} took longer than {runtime.timeout_s:g} s and was stopped.") from None
+            raise MeasuringFailed(f"{self._said} took longer than {runtime.timeout_s:g} s and was stopped.") from None
         except OSError as error:
-            raise UserError(f"{self._said} cannot be run: {error.strerror}.") from None
+            raise MeasuringFailed(f"{self._said} cannot be run: {error.strerror}.") from None
         if done.returncode:
-            raise UserError(
+            raise MeasuringFailed(
                 f"{self._said} ended with exit code {done.returncode}. {_shown(done.stderr or done.stdout)}"
             )
         times = read_times(done.stdout)
         if not times:
-            raise UserError(
+            raise MeasuringFailed(
                 f"{self._said} must print milliseconds, positive numbers alone on the last lines of its standard "
                 f"output. {_shown(done.stdout)}"
             )

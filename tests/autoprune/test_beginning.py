@@ -16,6 +16,7 @@ from autoprune.bounds import ORDER
 from autoprune.cli import app
 from autoprune.config import SearchConfig
 from autoprune.evaluate import Evaluator
+from autoprune.files import write_json
 from autoprune.gauges import FOLDER, Gauges
 from autoprune.importance import SCORES_FILE
 from autoprune.latency import LatencyModel
@@ -253,6 +254,18 @@ def test_what_the_user_has_to_mend_leaves_no_folder(
     with pytest.raises(ap.UserError):
         ap.search(tiny_net(), **loaders(), **{**SETTINGS, "budget": "latency=9s"}, run=tmp_path / "r")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_device_measured_before_it_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Gauges, gauges: Any, space: Any, config: Any, run: Path, *rest: Any) -> None:
+        (run / "profile").mkdir(exist_ok=True)
+        write_json(run / "profile" / "device.json", {})
+        raise TooNoisy("too noisy.")
+
+    monkeypatch.setattr(Gauges, "learn_devices", fails)
+    with pytest.raises(ap.UserError, match=r"too noisy. What was measured before is kept.*autoprune resume"):
+        ap.search(tiny_net(), **loaders(), **{**SETTINGS, "budget": "latency=9s"}, run=tmp_path / "r")
+    assert (tmp_path / "r" / "profile" / "device.json").is_file()
 
 
 @pytest.mark.slow

@@ -346,3 +346,23 @@ def test_objects_from_python_take_the_place_of_what_is_named(evil: Path, tmp_pat
     with pytest.raises(UserError, match="data: calls evil_module:loaders"):
         rebuild_workbench(config, evil, model=made, data="digits", score=lambda model, batches: 0.5)
     assert not (tmp_path / "marker").exists()
+
+
+def test_a_foreign_run_connects_nowhere_before_its_storage_is_named(
+    evil: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to a file: a folder from elsewhere could open, and empty, another run's study."""
+    shutil.copy(evil / "study.db", tmp_path / "mine.db")
+    before = (tmp_path / "mine.db").read_bytes()
+    url = f"sqlite:///{tmp_path / 'mine.db'}"
+    config = replace(SearchConfig.read(evil), id=new_id(), storage=url, study=evil.name)
+    config.write(evil)
+    commands: list[list[str | Path]] = [["show", evil], ["resume", evil, "--trust"]]
+    for command in commands:
+        result = call(*command)
+        assert result.exit_code == 2
+        assert "keeps its trials at" in result.stderr
+        assert "--storage" in result.stderr
+    assert (tmp_path / "mine.db").read_bytes() == before
+    remember(config, ["storage"])
+    assert "keeps its trials at" not in call("show", evil).stderr
