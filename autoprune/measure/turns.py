@@ -1,7 +1,7 @@
 """One measures alone, or many compute: processes on this machine that search take turns.
 
-A measurement waits until what others evaluate has ended, and lets nobody begin meanwhile. The kernel gives the locks
-back however a process ends.
+A measurement waits until what others evaluate has ended, and lets nobody begin meanwhile; neither waits for ever. The
+kernel gives the locks back however a process ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from autoprune import stopping
 
 POLL_S = 0.01
 
+PATIENCE_S = 120.0
+"""Nobody waits longer: a process that was stopped in its turn keeps its locks for as long as it pleases."""
+
 
 @contextmanager
 def alone() -> Iterator[None]:
@@ -29,7 +32,7 @@ def alone() -> Iterator[None]:
 @contextmanager
 def among_others() -> Iterator[None]:
     """Compute, unless a process is, or waits to be, `alone`."""
-    with _locked("turn", fcntl.LOCK_EX):
+    with _locked("turn", fcntl.LOCK_SH):
         room = _locked("room", fcntl.LOCK_SH)
         room.__enter__()
     try:
@@ -43,7 +46,8 @@ def _locked(name: str, how: int) -> Iterator[None]:
     path = Path(tempfile.gettempdir()) / f"autoprune-{os.getuid()}-{name}.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        while not _taken(descriptor, how):
+        end = time.monotonic() + PATIENCE_S
+        while not _taken(descriptor, how) and time.monotonic() < end:
             stopping.check()
             time.sleep(POLL_S)
         yield
