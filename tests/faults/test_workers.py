@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from autoprune.agents.base import Trial
 from autoprune.storage import Database
@@ -292,6 +294,9 @@ def test_claims_whose_answers_are_lost(tmp_path: Path, database: Postgres) -> No
             claim = worker.claims.next(100).claim
             assert claim is not None
             assert claim.number == number
+            done = optuna.trial.create_trial(state=TrialState.COMPLETE, values=[0.5, 1.0])
+            worker.store(claim, done, keep_candidate=False)
+        assert len(worker.trials()) == 15
         worker.close()
 
 
