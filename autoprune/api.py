@@ -308,7 +308,12 @@ def resume(
     if trials is not None and trials < 1:
         raise UserError(f"`trials`, how many to add, must be at least 1, but got {trials}.")
     if storage is not None:
-        Address.named(storage)  # its password is known from now on
+        named, kept = Address.named(storage).shown, SearchConfig.read(Path(run)).storage
+        if named != kept:
+            where = "study.db in its folder" if kept is None else kept
+            raise UserError(
+                f"{run} keeps its trials in {where}, not in {named}. Leave --storage out, or name that one."
+            )
     with Study.open(Path(run)) as study:
         check_crew(study.config, workers, executor)
         bench = rebuild_workbench(study.config, study.path, progress, trust=trust, **given)

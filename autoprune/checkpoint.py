@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autoprune.documents import Damaged, Newer, parsing
+from autoprune.documents import Damaged, Newer
 from autoprune.files import atomic_write
 from autoprune.search_spaces.errors import UserError
 
 FORMAT = 2
-READS = (1, 2)
 """Format 1 was written after whole epochs only, and has no state within one."""
 
 EVERY_S = 60.0
@@ -35,7 +34,7 @@ _MAGIC = b"autoprune training\n"
 _DELETE = "Delete it to train from the beginning, or name another file."
 
 
-class Keeper:
+class CheckpointWriter:
     """Writes the state of one training, from time to time or when told to."""
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -88,18 +87,7 @@ def read_checkpoint(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
         return None
     except OSError as error:
         raise UserError(f"The checkpoint {path} cannot be read: {error.strerror or error}.") from None
-    payload = _payload(path, content)
-    try:
-        saved: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-        if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
-            raise TypeError("it holds no state of a training")
-    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
-        raise UserError(f"The checkpoint {path} cannot be read: {error}. {_DELETE}") from None
-    if saved["format"] not in READS:
-        raise UserError(
-            f"The checkpoint {path} has format {saved['format']!r}, but this version reads up to {FORMAT}: go on with "
-            f"the version that wrote it. {_DELETE}"
-        )
+    saved = _parsed(path, content)
     other = [
         f"{name} was {saved['identity'].get(name)!r}, is now {identity.get(name)!r}"
         for name in sorted(saved["identity"].keys() | identity.keys())
@@ -121,20 +109,25 @@ def check_checkpoint(path: Path) -> None:
         Damaged: it is torn or altered.
         Newer: it is of a format to come.
     """
-    payload = _payload(path, path.read_bytes())
-    with parsing(path):
-        version = int(torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)["format"])
-    if version > FORMAT:
-        raise Newer(path, version, FORMAT)
+    _parsed(path, path.read_bytes())
 
 
-def _payload(path: Path, content: bytes) -> bytes:
-    """What `torch.save` wrote, if it is whole."""
+def _parsed(path: Path, content: bytes) -> dict[str, Any]:
+    """What `write_checkpoint` wrote: ``format``, ``identity`` and ``state``, if it is whole."""
     start = len(_MAGIC) + hashlib.sha256().digest_size
     digest, payload = content[len(_MAGIC) : start], content[start:]
     if not content.startswith(_MAGIC) or hashlib.sha256(payload).digest() != digest:
         raise Damaged(path, "it is not a whole checkpoint of autoprune", _DELETE)
-    return payload
+    try:
+        saved: Any = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        if not (isinstance(saved, dict) and saved.keys() >= {"format", "identity", "state"}):
+            raise TypeError("it holds no state of a training")
+        version = int(saved["format"])
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, TypeError, ValueError, MemoryError) as error:
+        raise Damaged(path, str(error).rstrip("."), _DELETE) from None
+    if version > FORMAT:
+        raise Newer(path, version, FORMAT)
+    return saved
 
 
 def shapes_digest(model: nn.Module) -> str:

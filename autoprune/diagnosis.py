@@ -33,6 +33,7 @@ from autoprune.measure.device_profile import read_entries
 from autoprune.search_spaces.budget import Budget
 from autoprune.search_spaces.errors import UserError
 from autoprune.search_spaces.quantities import is_measured
+from autoprune.storage.presence import present
 from autoprune.study import FILE as STUDY
 from autoprune.study import Study
 from autoprune.trust import is_trusted
@@ -111,6 +112,8 @@ def mend(run: str | Path) -> list[Finding]:
     path = Path(run)
     found = doctor(path)
     with FolderLock(path):
+        if workers := present(path):
+            raise UserError(f"{path} is in use by worker {workers[0]}. Wait until it ends, or end that process.")
         left = leftovers(path)
         remove_leftovers(path)
         done = [Finding("mended", _name(path, file), "a leftover of a killed process was removed") for file in left]
@@ -133,7 +136,8 @@ class _Patient:
     in_use: str | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.in_use = used_by(self.run)
+        process = used_by(self.run)
+        self.in_use = next(iter(present(self.run)), None) if process is None else process
 
     def settings(self) -> Iterator[Finding]:
         """config.toml"""

@@ -18,7 +18,7 @@ from autoprune.redaction import redact
 from autoprune.running import EvaluationFailed
 from autoprune.search_spaces.errors import UserError
 
-_WRITE = "allow writing there, or take a folder where it is allowed"
+_WRITE = "allow reading and writing there, or take a folder where it is allowed"
 
 DISK = {
     errno.ENOSPC: "make room on the disk",

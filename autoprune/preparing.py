@@ -85,6 +85,7 @@ def make_ready(study: Study, bench: Workbench, progress: Progress, *, measure_ag
         UserError: the search cannot work.
     """
     config, prepared = study.config, study.config.prepared
+    bench.gauges.lend = study.lend
     if reads_data(config.importance) and not prepared:  # else `rebuild_workbench` did it
         loss = bench.objects.importance_loss
         rank_units(bench.space, bench.data, config, study.path, loss=loss, progress=progress)

@@ -25,7 +25,6 @@ def run_trials(study: Study, bench: Workbench, order: Sequence[int] | None, prog
         order: in which the samples of the search split are read; None where it cannot be chosen.
     """
     config, evaluator = bench.config, bench.evaluator
-    bench.gauges.lend = study.lend
     races = Races(
         evaluator, order, study.path, seed=config.seed, error=config.error_rate, audit=config.audit, progress=progress
     )

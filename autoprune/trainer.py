@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autoprune import stopping
-from autoprune.checkpoint import Keeper, copy_state, read_checkpoint, shapes_digest, weight_norms
+from autoprune.checkpoint import CheckpointWriter, copy_state, read_checkpoint, shapes_digest, weight_norms
 from autoprune.data.base import Data, Inputs, forward
 from autoprune.data.parts import Part, train_parts
 from autoprune.data.rng import key_seed, mixed
@@ -83,7 +83,7 @@ class Trainer:
         self.best = copy_state(model)
         self.best_epoch = 0
         self.score_before = self.best_score = math.nan
-        self.keeper: Keeper | None = None
+        self.writer: CheckpointWriter | None = None
         self.identity = {
             **settings.to_dict(),
             "precision": precision,
@@ -112,7 +112,7 @@ class Trainer:
     def _start_main(self, checkpoint: Path | None) -> None:
         state = None
         if checkpoint is not None:
-            self.keeper = Keeper(checkpoint, self.identity)
+            self.writer = CheckpointWriter(checkpoint, self.identity)
             state = read_checkpoint(checkpoint, self.identity)
         if state is None:
             try:
@@ -145,8 +145,8 @@ class Trainer:
                 stop = self._train_on(part, epoch)
                 now.seconds = time.perf_counter() - begun
                 task.advance(1)
-                if self.keeper is not None and (stop or self.keeper.is_due):
-                    self.keeper.write(self.state())
+                if self.writer is not None and (stop or self.writer.is_due):
+                    self.writer.write(self.state())
                 if stop:
                     self._stop()
         if not now.trained:
@@ -159,8 +159,8 @@ class Trainer:
         self.history.append(Epoch(epoch + 1, loss, score, lr, time.perf_counter() - begun))
         self.under_way = _UnderWay()
         task.advance(0, note=f"loss {loss:.3g}, accuracy {score:.1%}, best {self.best_score:.1%}")
-        if self.keeper is not None:
-            self.keeper.write(self.state())
+        if self.writer is not None:
+            self.writer.write(self.state())
 
     def _train_on(self, part: Part, epoch: int) -> bool:
         """Count one batch and update the weights where it can be trained on; return whether to stop after it."""

@@ -24,7 +24,6 @@ from uuid import uuid4
 
 from autoprune.files import atomic_write
 from autoprune.lock import locked
-from autoprune.redaction import redact, without_password
 from autoprune.search_spaces.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,10 +35,8 @@ __all__ = [
     "is_harmless_model",
     "is_trusted",
     "new_id",
-    "redact",
     "remember",
     "risks",
-    "without_password",
 ]
 
 FILE = "trusted.json"

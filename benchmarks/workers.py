@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py
 
-First, wall and processor milliseconds for one trial of 20 groups (claimed, begun, stored, read back) when 100, 1,000
+First, wall and processor milliseconds for one trial of 20 groups (claimed, begun, stored) when 100, 1,000
 and 10,000 are stored already, the seconds that opening such a study takes, and the bytes of its file per trial. Then
 evaluations a minute of 1, 2 and 4 workers, processes of their own, where an evaluation sleeps for 0.5 s: on SQLite, and
 on a PostgreSQL server that is started for it on this machine, if there is one.
@@ -92,7 +92,6 @@ def _store(study: Study, num: int) -> None:
         study.begin(claim, candidate)
         trial = Trial(number=claim.number, candidate=candidate, state="complete", score=number % 17 / 17, costs=costs)
         study.store(claim, trial, chain.keep_ratios(candidate))
-        study.news()
 
 
 def speed(name: str, storage: str | None, workers: list[int], trials: int) -> None:

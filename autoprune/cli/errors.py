@@ -119,14 +119,15 @@ def _stopped(command: str, run: Any) -> str:
         return "Stopped. The same command again goes on from what is stored."
     if not _is_run(run):
         return "Stopped. Nothing was stored."
+    from autoprune.config import SearchConfig
     from autoprune.search_spaces.errors import UserError
     from autoprune.study import Study
 
-    try:
-        study = Study.read(run)
-        done = f"{len(study.trials)} of {study.config.trials} trials are stored."
-    except UserError:  # not all of the folder is there yet
-        done = "What was measured is stored."
+    done = "What was found is stored."
+    with suppress(UserError, OSError):  # not all of the folder is there yet, or the disk is full
+        if SearchConfig.read(run).storage is None:  # a server might let us wait
+            study = Study.read(run)
+            done = f"{len(study.trials)} of {study.config.trials} trials are stored."
     return f"Stopped. {done} Go on with: autoprune resume {run}"
 
 

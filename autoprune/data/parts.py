@@ -28,7 +28,7 @@ class Part(NamedTuple):
 
 
 @runtime_checkable
-class InParts(Protocol):
+class Divisible(Protocol):
     """`TrainBatches` that can begin at any step and load no more than one process needs."""
 
     def parts(self, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Part]:
@@ -40,7 +40,7 @@ def train_parts(
     train: TrainBatches, seed: int, epoch: int, start: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[Part]:
     """Yield what process `rank` of `world` takes of one pass, from batch `start` on: a function of the arguments."""
-    if isinstance(train, InParts):
+    if isinstance(train, Divisible):
         return train.parts(seed, epoch, start, rank, world)
     # Its random numbers come from one stream, which skipped batches draw from as trained ones do.
     return cut_parts(iterate(train.epoch(seed, epoch), seed, epoch), start, rank, world)

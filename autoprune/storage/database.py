@@ -115,7 +115,7 @@ class Database:
                 name = _chosen(name, optuna.get_all_study_names(storage), address)
                 return cls(address, storage, optuna.load_study(study_name=name, storage=cached), presence)
             except (ValueError, RuntimeError, optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
-                if address.path is None or isinstance(error, UserError) or disk_error(error, None) is not None:
+                if address.path is None or isinstance(error, UserError) or as_os_error(error, None) is not None:
                     raise
                 raise damaged(address, str(error.__cause__ or error)) from error
 
@@ -243,7 +243,7 @@ _DISK = {
 }
 
 
-def disk_error(error: BaseException, path: Path | None) -> OSError | None:
+def as_os_error(error: BaseException, path: Path | None) -> OSError | None:
     """What SQLite says of the disk, where that is the cause of `error`; None for another cause."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, sqlite3.OperationalError):
@@ -267,7 +267,7 @@ def storage_errors(address: Address) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        of_disk = disk_error(error, address.path)
+        of_disk = as_os_error(error, address.path)
         if of_disk is not None:
             raise of_disk from error
         if address.path is None and is_broken(error):
@@ -329,7 +329,7 @@ def _check_file(address: Address) -> None:
             if verdict == "ok" and not {"studies", "trials"} <= held:
                 verdict = "it holds no study"
     except sqlite3.DatabaseError as error:
-        of_disk = disk_error(error, path)
+        of_disk = as_os_error(error, path)
         if of_disk is not None:
             raise of_disk from error
         raise damaged(address, str(error)) from error

@@ -96,6 +96,11 @@ class Presence:
                     lock.release()
 
 
+def present(run: Path) -> list[str]:
+    """Names of the workers of a run folder that live."""
+    return sorted(path.name for path in (run / FOLDER).glob("*") if path.is_file() and is_held(path))
+
+
 @contextmanager
 def beating(beat: Callable[[], object]) -> Iterator[None]:
     """Call `beat` every `BEAT_S` in the background while the block runs."""

@@ -65,6 +65,7 @@ def work(
             joined.config, joined.path, progress, where=joined.where, own=settings, trust=trust, **given
         )
         with bench.gauges:
+            bench.gauges.lend = joined.lend
             bench.gauges.measuring = bench.config.measure_trials == "on"
             bench.gauges.mend = (
                 "Trials of this search are measured: start workers on machines like the one that it began on, or begin "

@@ -22,6 +22,7 @@ from autoprune.cli import app
 from autoprune.config import SearchConfig
 from autoprune.diagnosis import BAD, Finding, doctor, is_well, mend
 from autoprune.lock import FolderLock
+from autoprune.storage.presence import Presence
 from tests.autoprune.documents import rewrite
 from tests.autoprune.runs import SETTINGS, loaders, tiny_net
 
@@ -249,6 +250,19 @@ def test_a_run_that_is_in_use_is_looked_at_but_not_mended(run: Path) -> None:
     assert about(run, "lock") == []
     with FolderLock(run):
         assert [f.why for f in about(run, "lock")] == [f"process {os.getpid()} works on the run"]
+
+
+def test_a_run_that_further_workers_use_is_not_mended(run: Path) -> None:
+    """They hold no lock on the folder, and what they write must not be taken for damaged or moved aside."""
+    worker = Presence(run)
+    try:
+        assert [f.why for f in about(run, "lock")] == [f"process {worker.worker} works on the run"]
+        assert is_well(doctor(run))
+        with pytest.raises(ap.UserError, match=f"in use by worker {worker.worker}"):
+            mend(run)
+    finally:
+        worker.leave()
+    assert about(run, "lock") == []
 
 
 def test_what_was_promised_and_is_missing(run: Path) -> None:

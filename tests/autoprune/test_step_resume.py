@@ -214,7 +214,7 @@ def test_a_checkpoint_of_a_later_version_is_refused(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "FORMAT", 3)
         interrupted(augmented_data(), SETTINGS, STEPS + 2, path)
-    with pytest.raises(UserError, match="has format 3, but this version reads up to 2"):
+    with pytest.raises(UserError, match="newer autoprune"):
         finetune(conv_net(), augmented_data(), SETTINGS, teacher=conv_net(7), checkpoint=path)
 
 
@@ -227,14 +227,14 @@ def test_writing_takes_a_bounded_share_of_the_time(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(checkpoint, "write_checkpoint", write)
-    keeper = checkpoint.Keeper(tmp_path / "c", {})
+    writer = checkpoint.CheckpointWriter(tmp_path / "c", {})
     for seconds, pause in ((0.1, checkpoint.EVERY_S), (30.0, 30.0 / checkpoint.MAX_SHARE), (0.1, checkpoint.EVERY_S)):
         took = seconds
-        keeper.write({})
+        writer.write({})
         now += pause - 0.01
-        assert not keeper.is_due
+        assert not writer.is_due
         now += 0.02
-        assert keeper.is_due
+        assert writer.is_due
 
 
 # -- the parts of a batch --------------------------------------------------------------------------------------------

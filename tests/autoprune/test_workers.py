@@ -237,3 +237,9 @@ def test_a_worker_writes_no_settings_of_its_own_into_the_run(tmp_path: Path) -> 
     with Study.join(tmp_path / "r", weights="/elsewhere") as study, pytest.raises(UserError, match="start this worker"):
         controller(study, fails).run()
     assert (tmp_path / "r" / "config.toml").read_text() == before
+
+
+def test_a_run_is_gone_on_with_in_the_storage_that_it_names(tmp_path: Path) -> None:
+    make(tmp_path / "r", trials=3)
+    with pytest.raises(UserError, match=r"study\.db in its folder, not in postgresql\+psycopg://ann@db/studies"):
+        ap.resume(tmp_path / "r", storage="postgresql://ann:s3cret@db/studies")

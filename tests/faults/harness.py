@@ -226,8 +226,11 @@ class Harness:
             )
         return self._unbroken[phase.name]
 
-    def interrupt(self, phase: Phase, kinds: Sequence[int], seed: int) -> None:
+    def interrupt(self, phase: Phase, kinds: Sequence[int], seed: int) -> int:
         """Interrupt the phase once in each of the ways given; begin anew whenever it has come to its end.
+
+        Returns:
+            How often it was interrupted, each time without loss.
 
         Raises:
             AssertionError: something was lost.
@@ -239,6 +242,7 @@ class Harness:
             for record in self.records[before:][-1:]:
                 record["lost"] = 1
             raise
+        return len(self.records) - before
 
     def _interrupt(self, phase: Phase, left: list[int], whole: Unbroken, rng: random.Random) -> None:
         while left:

@@ -24,31 +24,31 @@ FAST = "search to report"
 
 @pytest.mark.usefixtures("shim")
 def test_killed_before_operations(harness: Harness) -> None:
-    harness.interrupt(PHASES[FAST], [KILL] * 5 + [TEAR] * 3, seed=0)
+    assert harness.interrupt(PHASES[FAST], [KILL] * 5 + [TEAR] * 3, seed=0) == 8
 
 
 def test_killed_at_random_times(harness: Harness) -> None:
-    harness.interrupt(PHASES[FAST], [0] * 4, seed=0)
+    assert harness.interrupt(PHASES[FAST], [0] * 4, seed=0) == 4
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("name", PHASES)
 def test_phase_killed_before_operations(harness: Harness, name: str) -> None:
-    harness.interrupt(PHASES[name], [KILL] * 8 + [TEAR] * 6, seed=1)
+    assert harness.interrupt(PHASES[name], [KILL] * 8 + [TEAR] * 6, seed=1) == 14
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PHASES)
 def test_phase_killed_at_random_times(harness: Harness, name: str) -> None:
-    harness.interrupt(PHASES[name], [0] * 5, seed=1)
+    assert harness.interrupt(PHASES[name], [0] * 5, seed=1) == 5
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("shim")
 @pytest.mark.parametrize("name", PHASES)
 def test_phase_on_a_disk_that_fills_up(harness: Harness, name: str) -> None:
-    harness.interrupt(PHASES[name], [FULL] * 3 + [READ_ONLY], seed=1)
+    assert harness.interrupt(PHASES[name], [FULL] * 3 + [READ_ONLY], seed=1) == 4
 
 
 @pytest.mark.slow

@@ -256,7 +256,7 @@ def test_a_server_that_goes_down(harness: Harness, tmp_path: Path, database: Pos
 def test_one_worker_on_a_server_killed_at_random_times(harness: Harness, database: Postgres) -> None:
     """It comes to the same as the one that was left alone, bit for bit."""
     (harness.folder / "server").write_text(f"{database.open_url}\n{database.url}\n")
-    harness.interrupt(ON_A_SERVER, [0] * 12, seed=4)
+    assert harness.interrupt(ON_A_SERVER, [0] * 12, seed=4) == 12
 
 
 def test_a_worker_that_vanishes_inside_of_a_transaction(
